@@ -1,0 +1,46 @@
+# Every target makes `.venv` when it is missing. `make PYTHON=python3.12 test` chooses the interpreter.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    classify the sample images with an embedded model"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, types and import directions"
+	@echo "make format  put the code into that style"
+	@echo "make bench   measure the speed of zero-shot classification"
+	@echo "make clean   remove .venv and the caches"
+
+demo: $(READY)
+	@$(BIN)/diffsight classify --samples
+
+test: $(READY)
+	@$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports --no-logo
+
+format: $(READY)
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/zero_shot.py
+
+clean:
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Plain pip, so that the machine gets the torch that PyPI has for it, with or without CUDA.
+$(READY): pyproject.toml
+	@echo "Installing diffsight and its tools into .venv: a few minutes and about 6 GB the first time ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+	@echo "... done."

@@ -1,0 +1,298 @@
+"""Train a small, complete Stable-Diffusion-format pipeline: VAE, latents, then UNet and text encoder together.
+
+What the embedded checkpoints share. A recipe (``tiny_fashion.py``) brings images and captions; this file brings the
+networks and three stages that can each be killed and continued by the same command. Nothing here is imported by the
+package.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+log = logging.getLogger("recipe")
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how fast to train; everything else is fixed by the recipe."""
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    decay_fraction: float = 0.3
+    ema_decay: float = 0.998
+    seed: int = 0
+    compile: bool = True
+    checkpoint_every: int = 200
+
+    def rate(self, step: int) -> float:
+        """Warm-up, constant, then linear to zero: the end can be moved while the constant part runs."""
+        decay_steps = max(1, int(self.steps * self.decay_fraction))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay_steps)
+
+
+def device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    """CUDA in bf16 where there is one; bf16 on the CPU too, whose matrix units are made for it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16
+
+
+def make_vae() -> AutoencoderKL:
+    """32×32×3 images to 8×8×4 latents, 0.6 M parameters."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+        mid_block_add_attention=False,
+    )
+
+
+def make_unet() -> UNet2DConditionModel:
+    """The denoiser of the 8×8×4 latents. Attention sits at 4×4, where it is cheap and the classes are told apart."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text model of three layers."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+    """CLIP's byte-level BPE, its merges learnt on the captions, so that every word of theirs is one token."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
+    reference = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[])
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = reference.backend_tokenizer.pre_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(captions, trainer)
+    learnt = json.loads(bpe.to_str())["model"]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    # Bytes, bytes that end a word, merges, then the two marks: the order CLIP's own vocabulary has.
+    words = [*sorted(alphabet), *(f"{letter}</w>" for letter in sorted(alphabet)), *(a + b for a, b in merges)]
+    vocab = {word: index for index, word in enumerate(dict.fromkeys([*words, START, END]))}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def save_state(path: Path, **state: object) -> None:
+    """Write a training state so that a reader sees the old one or the new one."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_state(path: Path) -> dict | None:
+    """The last state written to ``path``, tensors only, or None."""
+    return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+
+
+def train(
+    folder: Path, name: str, model: nn.Module, plan: Plan, loss_of: Callable[[nn.Module, torch.Generator], Tensor]
+) -> nn.Module:
+    """AdamW with an averaged copy; continues from ``folder/NAME.pt``; one JSON line per 50 steps. Gives the copy."""
+    device, _ = device_and_dtype()
+    model = model.to(device)
+
+    def move(averages: list[Tensor], current: list[Tensor], count: int) -> None:
+        # The average starts short, so that it forgets the random initialisation.
+        decay = min(plan.ema_decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averages, current, 1 - decay)
+
+    averaged = AveragedModel(model, multi_avg_fn=move)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    step, path = 0, folder / f"{name}.pt"
+    if state := load_state(path):
+        model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+        log.info("%s continues at step %d of %d", name, step, plan.steps)
+
+    def checkpoint() -> None:
+        save_state(
+            path,
+            model=model.state_dict(),
+            averaged=averaged.state_dict(),
+            optimizer=optimizer.state_dict(),
+            step=step,
+        )
+
+    losses: list[float] = []
+    began = time.monotonic()
+    while step < plan.steps:
+        # One stream per step: a run that was killed draws what an undisturbed one would have drawn.
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(step)
+        loss = loss_of(model, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        averaged.update_parameters(model)
+        step += 1
+        losses.append(loss.item())
+        if step % 50 == 0 or step == plan.steps:
+            line = {"stage": name, "step": step, "loss": float(np.mean(losses)), "seconds": time.monotonic() - began}
+            with (folder / "curve.jsonl").open("a") as curve:
+                curve.write(json.dumps(line) + "\n")
+            log.info("%s", line)
+            losses.clear()
+        if step % plan.checkpoint_every == 0:
+            checkpoint()
+    checkpoint()
+    return averaged.module
+
+
+def train_vae(folder: Path, plan: Plan, images_of: Callable[[torch.Generator, int], Tensor]) -> AutoencoderKL:
+    """Fit the VAE to images in [-1, 1], then set its scaling factor so that latents have unit variance."""
+    torch.manual_seed(plan.seed)
+    device, dtype = device_and_dtype()
+    vae = make_vae()
+    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
+        images = images_of(generator, plan.batch_size).to(device)
+        with torch.autocast(device.type, dtype=dtype):
+            posterior = model.encode(images).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+            decoded = model.decode(posterior.mean + posterior.std * noise).sample
+        return nn.functional.l1_loss(decoded.float(), images) + 1e-6 * posterior.kl().mean()
+
+    vae = train(folder, "vae", vae, plan, loss_of).eval()
+    with torch.no_grad():
+        latents = vae.encode(images_of(torch.Generator().manual_seed(1), 2048).to(device)).latent_dist.mean
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    return vae
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, images: np.ndarray, to_tensor: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """Posterior means × scaling factor of uint8 images, in fp16: computed once, used every epoch."""
+    device, _ = device_and_dtype()
+    parts = [
+        (vae.encode(to_tensor(images[i : i + 500]).to(device)).latent_dist.mean * vae.config.scaling_factor).half().cpu()
+        for i in range(0, len(images), 500)
+    ]
+    return torch.cat(parts)
+
+
+class TextAndUNet(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet
+
+    def forward(self, x_t: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        """Predict eps of ``x_t`` (B, 4, 8, 8) under token ids (B, 16)."""
+        return self.unet(x_t, timestep, self.text_encoder(input_ids=tokens).last_hidden_state).sample
+
+
+def make_scheduler() -> DDPMScheduler:
+    """Stable Diffusion's own schedule."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="epsilon",
+        steps_offset=1,
+    )
+
+
+def train_unet(
+    folder: Path,
+    plan: Plan,
+    tokenizer: CLIPTokenizer,
+    batch_of: Callable[[torch.Generator, int], tuple[Tensor, list[str]]],
+) -> TextAndUNet:
+    """Fit UNet and text encoder to ``(x0 latents, captions)`` batches with the plain eps loss."""
+    torch.manual_seed(plan.seed)
+    device, dtype = device_and_dtype()
+    scheduler = make_scheduler()
+    model = TextAndUNet(make_text_encoder(tokenizer), make_unet())
+    model.unet.to(memory_format=torch.channels_last)
+    compiled: dict[int, nn.Module] = {}
+
+    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
+        x0, captions = batch_of(generator, plan.batch_size)
+        # One timestep per stratum: the batch covers the schedule evenly (VDM, 2107.00630 §I.1).
+        u = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1
+        timestep = (u * 1000).long()
+        eps = torch.randn(x0.shape, generator=generator)
+        x_t = scheduler.add_noise(x0, eps, timestep).contiguous(memory_format=torch.channels_last)
+        tokens = tokenizer(
+            captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).input_ids
+        if id(model) not in compiled:
+            compiled[id(model)] = torch.compile(model) if plan.compile else model
+        with torch.autocast(device.type, dtype=dtype):
+            predicted = compiled[id(model)](x_t.to(device), timestep.to(device), tokens.to(device))
+        return nn.functional.mse_loss(predicted.float(), eps.to(device))
+
+    return train(folder, "unet", model, plan, loss_of)
+
+
+def export(folder: Path, vae: AutoencoderKL, model: TextAndUNet, tokenizer: CLIPTokenizer) -> None:
+    """Write a complete fp16 safetensors pipeline in Stable Diffusion's layout."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=model.text_encoder.half(),
+        tokenizer=tokenizer,
+        unet=model.unet.half(),
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)

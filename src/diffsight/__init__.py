@@ -1,0 +1,76 @@
+"""diffsight turns any pre-trained diffusion model into a recogniser.
+
+The names below are the public interface. Each is imported when it is first used, so that ``import diffsight`` and the
+command line's ``--help`` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffsight.backbones import load as load
+    from diffsight.backbones.base import Backbone as Backbone
+    from diffsight.backbones.base import Condition as Condition
+    from diffsight.data.images import ImageTransform as ImageTransform
+    from diffsight.data.images import open_image as open_image
+    from diffsight.data.prompts import PromptSet as PromptSet
+    from diffsight.data.sources import open_source as open_source
+    from diffsight.diffusion.noise import NoiseBank as NoiseBank
+    from diffsight.diffusion.prediction import Prediction as Prediction
+    from diffsight.diffusion.schedule import Schedule as Schedule
+    from diffsight.errors import DiffsightError as DiffsightError
+    from diffsight.evaluation.runner import evaluate as evaluate
+    from diffsight.evaluation.runner import make_job as make_job
+    from diffsight.evaluation.task import load_task as load_task
+    from diffsight.zero_shot.classifier import DiffusionClassifier as DiffusionClassifier
+    from diffsight.zero_shot.elimination import Exhaustive as Exhaustive
+    from diffsight.zero_shot.elimination import Staged as Staged
+    from diffsight.zero_shot.racing import PairedTTest as PairedTTest
+    from diffsight.zero_shot.racing import PooledRace as PooledRace
+    from diffsight.zero_shot.racing import Race as Race
+    from diffsight.zero_shot.settings import Settings as Settings
+
+_HOME = {
+    "Backbone": "diffsight.backbones.base",
+    "Condition": "diffsight.backbones.base",
+    "DiffsightError": "diffsight.errors",
+    "DiffusionClassifier": "diffsight.zero_shot.classifier",
+    "Exhaustive": "diffsight.zero_shot.elimination",
+    "ImageTransform": "diffsight.data.images",
+    "NoiseBank": "diffsight.diffusion.noise",
+    "PairedTTest": "diffsight.zero_shot.racing",
+    "PooledRace": "diffsight.zero_shot.racing",
+    "Prediction": "diffsight.diffusion.prediction",
+    "PromptSet": "diffsight.data.prompts",
+    "Race": "diffsight.zero_shot.racing",
+    "Schedule": "diffsight.diffusion.schedule",
+    "Settings": "diffsight.zero_shot.settings",
+    "Staged": "diffsight.zero_shot.elimination",
+    "evaluate": "diffsight.evaluation.runner",
+    "load": "diffsight.backbones",
+    "load_task": "diffsight.evaluation.task",
+    "make_job": "diffsight.evaluation.runner",
+    "open_image": "diffsight.data.images",
+    "open_source": "diffsight.data.sources",
+}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    """Import the public name ``name`` (or read ``__version__``) when it is first asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("diffsight")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'diffsight' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names with what the module holds already."""
+    return sorted({*globals(), *_HOME, "__version__"})

@@ -1,0 +1,163 @@
+"""What every diffusion model looks like to the rest of the library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffsight.data.images import ImageTransform
+from diffsight.diffusion.prediction import Prediction
+from diffsight.diffusion.schedule import Schedule
+from diffsight.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """Prompts or class ids, encoded once.
+
+    Attributes:
+        names: What each member stands for: the prompt, or the class id in words.
+        tensors: What the network is fed, by argument name; each has one row per member.
+        null: The same tensors for the empty prompt or the null class, with one row.
+    """
+
+    names: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    null: Mapping[str, Tensor] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: Int[Tensor, " b"] | Sequence[int]) -> "Condition":
+        """Gather members by position, with repetition: one per row of a batch.
+
+        Args:
+            rows: Positions from 0 to ``len(self) - 1``.
+
+        Returns:
+            A condition of ``len(rows)`` members. Names follow only while they are cheap, that is for a sequence.
+        """
+        names = () if isinstance(rows, Tensor) else tuple(self.names[row] for row in rows)
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return Condition(
+            names=names,
+            tensors={key: value[index.to(value.device)] for key, value in self.tensors.items()},
+            null=self.null,
+        )
+
+    def nulls(self, count: int) -> "Condition":
+        """The null member, ``count`` times."""
+        return Condition(
+            names=("",) * count,
+            tensors={key: value.expand(count, *value.shape[1:]) for key, value in self.null.items()},
+            null=self.null,
+        )
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A frozen diffusion model.
+
+    The parametrisation, latent scaling, time units and text encoders are the adapter's business and nobody else's.
+    """
+
+    @property
+    def name(self) -> str:
+        """How the user called it: a card's name, a repository or a folder."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its noise levels."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of ``x0``."""
+        ...
+
+    @property
+    def transform(self) -> ImageTransform:
+        """From a picture to the network's input."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes of a class-conditional model in the order of their ids, or None for a text-to-image model."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in; schedules and errors are fp32 or better whatever it is."""
+        ...
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+        """Map images in [-1, 1] to ``x0``, fp32, without randomness."""
+        ...
+
+    def decode(self, x0: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """Map ``x0`` back to images in [-1, 1], fp32."""
+        ...
+
+    def condition(self, names: Sequence[str]) -> Condition:
+        """Encode prompts; for a class-conditional model class names or ids (as text).
+
+        Raises:
+            PromptError: If a prompt is longer than the model reads, or a class is unknown to it.
+        """
+        ...
+
+    def predict(
+        self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition
+    ) -> Prediction:
+        """Run the denoiser on ``x_t`` at the schedule's levels ``index`` under one condition per row."""
+        ...
+
+    def identity(self) -> dict[str, str]:
+        """Everything about the model that changes numbers: weights hash, dtype, revision, schedule, transform."""
+        ...
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Choose where to run: what the user said, else CUDA, else Apple's GPU, else the CPU.
+
+    Raises:
+        InputError: If the device does not exist here.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"Unknown device {device!r}. Use 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"Device {str(device)!r} was asked for, but torch sees no CUDA GPU here. Use device='cpu'.")
+    return chosen
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Choose the denoiser's precision: what the user said, else bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    if dtype is None:
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if bf16 else torch.float32
+    chosen = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise InputError(f"Unknown dtype {dtype!r}. Use one of {', '.join(DTYPES)}.")
+    return chosen

@@ -1,0 +1,72 @@
+"""Known models as data: where they are, at which commit, under which licence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from diffsight.errors import ModelError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What is known about a model before it is loaded.
+
+    Attributes:
+        name: What users call it.
+        family: The adapter that loads it: a module of `diffsight.backbones`.
+        description: One line.
+        licence: Of the weights.
+        parameters: Of the denoiser, roughly.
+        embedded: Folder inside the package, for the embedded checkpoints.
+        repo: Hub repository.
+        revision: Its commit. None means that no commit has been verified: what ``main`` is then gets recorded.
+        mirrors: Other repositories with the same weights.
+        transform: Settings of `ImageTransform` that differ from the family's.
+    """
+
+    name: str
+    family: str
+    description: str
+    licence: str
+    parameters: str = ""
+    embedded: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    mirrors: tuple[str, ...] = ()
+    transform: Mapping[str, object] = field(default_factory=dict)
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """All cards of the package by name."""
+    text = resources.files("diffsight.backbones").joinpath("cards.yaml").read_text(encoding="utf-8")
+    known = {f.name for f in fields(Card)}
+    found = {}
+    for name, values in yaml.safe_load(text).items():
+        if surplus := set(values) - known:
+            raise ModelError(f"The card {name!r} has unknown keys {sorted(surplus)}.")
+        found[name] = Card(name=name, **{**values, "mirrors": tuple(values.get("mirrors", ()))})
+    return found
+
+
+def find_card(name: str) -> Card:
+    """The card of that name.
+
+    Raises:
+        ModelError: If there is none; the message names the nearest ones.
+    """
+    if name not in cards():
+        raise ModelError(
+            f"Unknown model {name!r}. {nearest(name, cards())} A Hub model is written 'hf:org/repo@revision', a local "
+            f"diffusers folder as its path."
+        )
+    return cards()[name]
+
+
+def assets() -> Path:
+    """The folder of the embedded checkpoints and sample images."""
+    return Path(str(resources.files("diffsight"))) / "assets"

@@ -1,0 +1,120 @@
+"""Stable Diffusion 1.x and 2.x: a text-conditional UNet in the latent space of a VAE (eps or v prediction)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+from diffsight.backbones.base import Condition
+from diffsight.backbones.vae import LatentSpace
+from diffsight.data.images import ImageTransform
+from diffsight.diffusion.prediction import Prediction
+from diffsight.diffusion.schedule import Schedule
+from diffsight.errors import PromptError
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LatentUNet:
+    """The backbone of a ``StableDiffusionPipeline``; made by `diffsight.load`."""
+
+    name: str
+    unet: UNet2DConditionModel
+    space: LatentSpace
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+    schedule: Schedule
+    prediction: str
+    transform: ImageTransform
+    provenance: dict[str, str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return self.unet.dtype
+
+    @property
+    def class_names(self) -> None:
+        """None: any text is a class."""
+        return None
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(4, 64, 64) for a 512-pixel Stable Diffusion."""
+        side = self.transform.output_size // self.space.factor
+        return (self.unet.config.in_channels, side, side)
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+        """Map images in [-1, 1] to scaled posterior means, fp32."""
+        return self.space.encode(images)
+
+    def decode(self, x0: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """Map latents to images in [-1, 1], fp32."""
+        return self.space.decode(x0)
+
+    def condition(self, names: Sequence[str]) -> Condition:
+        """Encode prompts, and the empty prompt as the null member.
+
+        Raises:
+            PromptError: If a prompt has more tokens than the text encoder reads: its end would be ignored silently.
+        """
+        self._check_length(names)
+        states = torch.cat([self._encode_text(names[i : i + 64]) for i in range(0, len(names), 64)])
+        return Condition(
+            names=tuple(names),
+            tensors={"encoder_hidden_states": states},
+            null={"encoder_hidden_states": self._encode_text([""])},
+        )
+
+    @torch.no_grad()
+    def predict(
+        self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition
+    ) -> Prediction:
+        """Run the UNet; its input and output are in its own dtype, the prediction's views in fp32."""
+        timestep = self.schedule.timesteps[index.cpu()].to(self.device, torch.float32)
+        output = self.unet(
+            x_t.to(self.dtype), timestep, encoder_hidden_states=condition.tensors["encoder_hidden_states"]
+        ).sample
+        alpha, sigma = self.schedule.at(index, like=x_t)
+        return Prediction(output=output.float(), kind=self.prediction, x_t=x_t, alpha=alpha, sigma=sigma)
+
+    def identity(self) -> dict[str, str]:
+        """Name, revision, weights hash, dtype, schedule and transform."""
+        return {
+            **self.provenance,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "prediction": self.prediction,
+            "schedule": self.schedule.fingerprint(),
+            "transform": str(self.transform.to_dict()),
+        }
+
+    def _check_length(self, prompts: Sequence[str]) -> None:
+        limit = self.tokenizer.model_max_length
+        for prompt, tokens in zip(prompts, self.tokenizer(list(prompts)).input_ids, strict=True):
+            if len(tokens) > limit:
+                kept = self.tokenizer.decode(tokens[: limit - 1], skip_special_tokens=True).strip()
+                raise PromptError(
+                    f"The prompt {prompt!r} has {len(tokens)} tokens, but {self.name} reads {limit}: it would see only "
+                    f"{kept!r}. Shorten the class name or the template."
+                )
+
+    @torch.no_grad()
+    def _encode_text(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
+        )
+        # Stable Diffusion 2's text encoder says itself whether it wants the mask; 1.x was trained without it.
+        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        states = self.text_encoder(
+            input_ids=tokens.input_ids.to(self.text_encoder.device),
+            attention_mask=mask if mask is None else mask.to(self.text_encoder.device),
+        ).last_hidden_state
+        return states.to(self.device, self.dtype)

@@ -1,0 +1,254 @@
+"""`load`: from a name, a Hub repository or a local diffusers folder to a backbone."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from diffsight.backbones.base import Backbone, resolve_device, resolve_dtype
+from diffsight.backbones.cards import Card, assets, cards, find_card
+from diffsight.data.images import ImageTransform
+from diffsight.diffusion.schedule import from_config
+from diffsight.errors import ModelError
+
+if TYPE_CHECKING:
+    from diffsight.backbones.latent_unet import LatentUNet
+    from diffsight.backbones.transformer import ClassTransformer
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+log = logging.getLogger(__name__)
+
+# Pipelines by the class name in model_index.json, and the parts of each that hold weights.
+FAMILIES = {"StableDiffusionPipeline": "latent_unet", "DiTPipeline": "transformer"}
+PARTS = {"latent_unet": ("unet", "vae", "text_encoder"), "transformer": ("transformer", "vae")}
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+) -> Backbone:
+    """Load a diffusion model.
+
+    Args:
+        name: A card's name (``"tiny-fashion"``, ``"sd-1.5"``; `diffsight ls models` lists them), a Hub repository
+            (``"hf:org/repo"`` or ``"hf:org/repo@revision"``), or a local folder in diffusers' format.
+        device: Where to run; by default the GPU if there is one.
+        dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``; by default bf16 on a GPU that has it and fp32 elsewhere.
+        revision: A commit, tag or branch of the Hub repository instead of the card's.
+
+    Returns:
+        The backbone in evaluation mode, its weights frozen.
+
+    Raises:
+        ModelError: If the model is unknown, cannot be reached, is no supported pipeline, or has no safetensors.
+        InputError: If the device or dtype does not exist.
+    """
+    chosen_device = resolve_device(device)
+    chosen_dtype = resolve_dtype(dtype, chosen_device)
+    folder, card, found_revision = _locate(str(name), revision)
+    index = _read_json(folder / "model_index.json", "no diffusers model: it has no model_index.json")
+    pipeline = index.get("_class_name")
+    if pipeline not in FAMILIES:
+        raise ModelError(
+            f"{name} is a {pipeline}, which diffsight cannot use yet. It reads {' and '.join(sorted(FAMILIES))} folders."
+        )
+    family = FAMILIES[pipeline]
+    provenance = {"model": card.name if card else str(name), "revision": found_revision, "weights": ""}
+    provenance["weights"] = weights_hash(folder, PARTS[family])
+    build = _latent_unet if family == "latent_unet" else _transformer
+    try:
+        return build(folder, card, index, provenance, device=chosen_device, dtype=chosen_dtype)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{name} in {folder} cannot be loaded: {_one_line(error)}") from error
+
+
+def weights_hash(folder: Path, parts: tuple[str, ...]) -> str:
+    """SHA-256 over the safetensors files of the named parts, by content and in order.
+
+    Raises:
+        ModelError: If a part holds only pickles, or no weights at all.
+    """
+    digest = hashlib.sha256()
+    for file in _weight_files(folder, parts):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _weight_files(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    for part in parts:
+        found = sorted((folder / part).glob("*.safetensors"))
+        if not found:
+            pickles = [file.name for file in (folder / part).glob("*") if file.suffix in PICKLES]
+            if pickles:
+                raise ModelError(
+                    f"{folder / part} holds its weights only as a pickle ({pickles[0]}), which can run code when it is "
+                    f"read; diffsight reads safetensors only. Convert it once where you trust it: "
+                    f"pipeline.save_pretrained(FOLDER, safe_serialization=True)."
+                )
+            raise ModelError(f"{folder / part} holds no weights (*.safetensors). Is the download complete?")
+        # A repository may hold the same weights in several precisions: full precision is the reference.
+        plain = [file for file in found if ".fp16." not in file.name and ".non_ema." not in file.name]
+        yield from plain or found
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
+    """The folder with the model's files, downloading them if need be; its card; its revision."""
+    if name.startswith("hf:"):
+        repo, _, written = name.removeprefix("hf:").partition("@")
+        folder, found = _download([(repo, revision or written or None)])
+        card = next((card for card in cards().values() if repo in (card.repo, *card.mirrors)), None)
+        return folder, card, found
+    path = Path(name).expanduser()
+    if name not in cards() and (path.is_dir() or path.exists() or "/" in name or "\\" in name):
+        if not path.exists():
+            raise ModelError(f"The folder {name} does not exist. A Hub model is written 'hf:org/repo@revision'.")
+        if not path.is_dir():
+            raise ModelError(
+                f"{name} is a file. Give the folder that diffusers' save_pretrained writes (with model_index.json)."
+            )
+        return path, None, "local"
+    card = find_card(name)
+    if card.embedded:
+        return assets() / card.embedded, card, "embedded"
+    if card.repo is None:
+        raise ModelError(f"The card {name!r} says neither where the model is on the Hub nor in the package.")
+    folder, found = _download([(card.repo, revision or card.revision), *((mirror, None) for mirror in card.mirrors)])
+    return folder, card, found
+
+
+def _download(candidates: list[tuple[str, str | None]]) -> tuple[Path, str]:
+    """Fetch (or find in the cache) the first repository that answers."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+    ignored = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "*.msgpack"]
+    failures = []
+    for repo, revision in candidates:
+        try:
+            folder = Path(
+                snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)
+            )
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+            failures.append(f"{repo}: {_one_line(error)}")
+        else:
+            return folder, f"{repo}@{folder.name}"
+    raise ModelError(
+        "The model could not be had from the Hugging Face Hub ("
+        + "; ".join(failures)
+        + "). Offline, give a local diffusers folder instead of the name, or use --model tiny-fashion."
+    )
+
+
+def _latent_unet(
+    folder: Path,
+    card: Card | None,
+    index: Mapping[str, Any],
+    provenance: dict[str, str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> "LatentUNet":
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from diffsight.backbones.latent_unet import LatentUNet
+    from diffsight.backbones.vae import LatentSpace
+
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True, torch_dtype=dtype)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", use_safetensors=True, dtype=torch.float32, local_files_only=True
+    )
+    config = _read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
+    space = LatentSpace(_frozen(vae, device))
+    return LatentUNet(
+        name=provenance["model"],
+        unet=_frozen(unet, device),
+        space=space,
+        text_encoder=_frozen(text_encoder, device),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        schedule=from_config(config),
+        prediction=_prediction(config),
+        transform=_transform(card, unet.config.sample_size * space.factor, resize="shortest"),
+        provenance=provenance,
+    )
+
+
+def _transformer(
+    folder: Path,
+    card: Card | None,
+    index: Mapping[str, Any],
+    provenance: dict[str, str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> "ClassTransformer":
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    from diffsight.backbones.transformer import ClassTransformer
+    from diffsight.backbones.vae import LatentSpace
+
+    network = DiTTransformer2DModel.from_pretrained(
+        folder, subfolder="transformer", use_safetensors=True, torch_dtype=dtype
+    )
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32)
+    config = _read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
+    if _prediction(config) != "eps":
+        raise ModelError(f"{folder} is a DiT with {config['prediction_type']!r} prediction; only eps is known.")
+    space = LatentSpace(_frozen(vae, device))
+    labels = index.get("id2label") or {}
+    count = network.config.num_embeds_ada_norm
+    return ClassTransformer(
+        name=provenance["model"],
+        transformer=_frozen(network, device),
+        space=space,
+        schedule=from_config(config),
+        transform=_transform(card, network.config.sample_size * space.factor, resize="adm"),
+        class_names=tuple(str(labels.get(str(i), i)) for i in range(count)),
+        provenance=provenance,
+    )
+
+
+def _transform(card: Card | None, size: int, *, resize: str) -> ImageTransform:
+    """The card's transform, or the family's own at the model's resolution."""
+    base = ImageTransform(size=size, resize=resize)
+    return replace(base, **dict(card.transform)) if card else base
+
+
+def _prediction(config: Mapping[str, Any]) -> str:
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise ModelError(f"Unknown prediction_type {kind!r} in the scheduler configuration; known: {list(PREDICTIONS)}.")
+    return PREDICTIONS[kind]
+
+
+def _frozen(network: Network, device: torch.device) -> Network:
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _read_json(path: Path, without: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} is {without}.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

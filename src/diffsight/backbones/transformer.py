@@ -1,0 +1,109 @@
+"""Class-conditional diffusion transformers: DiT, with its null class and learned variance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiTTransformer2DModel
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffsight.backbones.base import Condition
+from diffsight.backbones.vae import LatentSpace
+from diffsight.data.images import ImageTransform
+from diffsight.diffusion.likelihood import learned_log_variance
+from diffsight.diffusion.prediction import Prediction
+from diffsight.diffusion.schedule import Schedule
+from diffsight.errors import PromptError, nearest
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ClassTransformer:
+    """The backbone of a ``DiTPipeline``; made by `diffsight.load`.
+
+    The label table has one row more than there are classes: the last is the null class of classifier-free guidance
+    (id 1000 for ImageNet). It is the condition's null member and never a candidate (Li et al. §6).
+    """
+
+    name: str
+    transformer: DiTTransformer2DModel
+    space: LatentSpace
+    schedule: Schedule
+    transform: ImageTransform
+    class_names: tuple[str, ...]
+    provenance: dict[str, str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        return self.transformer.dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(4, 32, 32) for the 256-pixel DiT."""
+        size = self.transformer.config.sample_size
+        return (self.transformer.config.in_channels, size, size)
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+        """Map images in [-1, 1] to scaled posterior means, fp32."""
+        return self.space.encode(images)
+
+    def decode(self, x0: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """Map latents to images in [-1, 1], fp32."""
+        return self.space.decode(x0)
+
+    def condition(self, names: Sequence[str]) -> Condition:
+        """Look classes up by name or by id written as text.
+
+        Raises:
+            PromptError: If the model does not know a class.
+        """
+        ids = torch.tensor([self._class_id(name) for name in names], device=self.device)
+        null = torch.tensor([self.transformer.config.num_embeds_ada_norm], device=self.device)
+        return Condition(names=tuple(names), tensors={"class_labels": ids}, null={"class_labels": null})
+
+    @torch.no_grad()
+    def predict(
+        self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition
+    ) -> Prediction:
+        """Run the transformer; eight output channels are eps and the variance's interpolation factor (§1.6)."""
+        timestep = self.schedule.timesteps[index.cpu()].to(self.device, torch.long)
+        output = self.transformer(
+            x_t.to(self.dtype), timestep=timestep, class_labels=condition.tensors["class_labels"]
+        ).sample.float()
+        alpha, sigma = self.schedule.at(index, like=x_t)
+        channels = self.transformer.config.in_channels
+        log_variance = None
+        if output.shape[1] == 2 * channels:
+            output, factor = output.split(channels, dim=1)
+            log_variance = learned_log_variance(factor, self.schedule, index)
+        return Prediction(
+            output=output, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance
+        )
+
+    def identity(self) -> dict[str, str]:
+        """Name, revision, weights hash, dtype, schedule and transform."""
+        return {
+            **self.provenance,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "prediction": "eps",
+            "schedule": self.schedule.fingerprint(),
+            "transform": str(self.transform.to_dict()),
+        }
+
+    def _class_id(self, name: str) -> int:
+        if name in self.class_names:
+            return self.class_names.index(name)
+        count = len(self.class_names)
+        if name.isdecimal() and int(name) < count:
+            return int(name)
+        if name.isdecimal():
+            raise PromptError(f"{self.name} has no class {name}: its ids go from 0 to {count - 1}.")
+        raise PromptError(
+            f"{self.name} knows {count} classes and {name!r} is not one of them. {nearest(name, self.class_names)}"
+        )

@@ -1,0 +1,1 @@
+"""What comes in: images decoded safely, sources of samples with stable ids, class names and prompts."""

@@ -1,0 +1,1 @@
+"""Zero-shot and class-conditional classification by denoising error (Clark & Jaini; Li et al.)."""
