@@ -198,6 +198,7 @@ def train_vae(folder: Path, plan: Plan, images_of: Callable[[torch.Generator, in
     torch.manual_seed(plan.seed)
     device, dtype = device_and_dtype()
     vae = make_vae()
+
     def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
         images = images_of(generator, plan.batch_size).to(device)
         with torch.autocast(device.type, dtype=dtype):
@@ -218,7 +219,9 @@ def encode_all(vae: AutoencoderKL, images: np.ndarray, to_tensor: Callable[[np.n
     """Posterior means × scaling factor of uint8 images, in fp16: computed once, used every epoch."""
     device, _ = device_and_dtype()
     parts = [
-        (vae.encode(to_tensor(images[i : i + 500]).to(device)).latent_dist.mean * vae.config.scaling_factor).half().cpu()
+        (vae.encode(to_tensor(images[i : i + 500]).to(device)).latent_dist.mean * vae.config.scaling_factor)
+        .half()
+        .cpu()
         for i in range(0, len(images), 500)
     ]
     return torch.cat(parts)

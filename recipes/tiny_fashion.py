@@ -9,6 +9,7 @@ Needs the photographs: Debian's package ``dataset-fashion-mnist``, or the four `
 
 import argparse
 import gzip
+import json
 import logging
 from pathlib import Path
 
@@ -152,7 +153,11 @@ def main() -> None:
         return torch.stack(x0).float(), captions
 
     model = train_unet(args.out, Plan(steps=args.steps, compile=compiled), tokenizer, batch_of)
-    export(args.out / "pipeline", vae, model, tokenizer)
+    pipeline = args.out / "pipeline"
+    export(pipeline, vae, model, tokenizer)
+    # How photographs reach the model: diffsight reads this from the folder.
+    preprocessing = {"size": 28, "resize": "shortest", "interpolation": "bicubic", "pad": 2, "grayscale": True}
+    (pipeline / "diffsight.json").write_text(json.dumps({"transform": preprocessing}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

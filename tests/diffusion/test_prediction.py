@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffsight.diffusion.prediction import SPACES, Prediction, target
@@ -47,6 +47,7 @@ def test_a_perfect_output_is_perfect_in_every_view(name, kind, view):
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(SPACES),
     off=st.floats(-5, 5).filter(lambda value: abs(value) > 0.01),
@@ -62,6 +63,7 @@ def test_error_conversions_of_variance_preserving_models(kind, off, level):
     torch.testing.assert_close(x0, sigma**2 * v, rtol=1e-10, atol=0)
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(SPACES),
     off=st.floats(-5, 5).filter(lambda value: abs(value) > 0.01),
@@ -82,8 +84,15 @@ def test_edm_denoiser_as_the_fact_sheet_has_it():
     torch.testing.assert_close(prediction.eps, (case.x0 + case.sigma * case.eps - prediction.x0) / case.sigma)
 
 
+def test_flow_points_from_the_image_to_the_noise():
+    case = truth(SCHEDULES["flow"], [0, 500, 999])
+    velocity = target("flow", x0=case.x0, eps=case.eps, alpha=case.alpha, sigma=case.sigma)
+    torch.testing.assert_close(case.x_t - case.sigma * velocity, case.x0)
+    torch.testing.assert_close(case.x_t + case.alpha * velocity, case.eps)
+
+
 def test_velocity_is_that_of_diffusers():
-    oracle, case = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), None
+    oracle = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     index = torch.tensor([0, 250, 500, 999])
     case = truth(ddpm(), index, torch.float32)
     ours = target("v", x0=case.x0, eps=case.eps, alpha=case.alpha, sigma=case.sigma)

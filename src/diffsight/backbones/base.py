@@ -115,9 +115,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def predict(
-        self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition
-    ) -> Prediction:
+    def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the denoiser on ``x_t`` at the schedule's levels ``index`` under one condition per row."""
         ...
 

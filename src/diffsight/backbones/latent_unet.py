@@ -75,9 +75,7 @@ class LatentUNet:
         )
 
     @torch.no_grad()
-    def predict(
-        self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition
-    ) -> Prediction:
+    def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the UNet; its input and output are in its own dtype, the prediction's views in fp32."""
         timestep = self.schedule.timesteps[index.cpu()].to(self.device, torch.float32)
         output = self.unet(

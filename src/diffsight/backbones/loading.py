@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,7 +68,8 @@ def load(
     provenance["weights"] = weights_hash(folder, PARTS[family])
     build = _latent_unet if family == "latent_unet" else _transformer
     try:
-        return build(folder, card, index, provenance, device=chosen_device, dtype=chosen_dtype)
+        with _quiet():
+            return build(folder, card, index, provenance, device=chosen_device, dtype=chosen_dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
@@ -140,9 +141,7 @@ def _download(candidates: list[tuple[str, str | None]]) -> tuple[Path, str]:
     failures = []
     for repo, revision in candidates:
         try:
-            folder = Path(
-                snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)
-            )
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
             failures.append(f"{repo}: {_one_line(error)}")
         else:
@@ -184,7 +183,7 @@ def _latent_unet(
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         schedule=from_config(config),
         prediction=_prediction(config),
-        transform=_transform(card, unet.config.sample_size * space.factor, resize="shortest"),
+        transform=_transform(folder, card, unet.config.sample_size * space.factor, resize="shortest"),
         provenance=provenance,
     )
 
@@ -218,22 +217,27 @@ def _transformer(
         transformer=_frozen(network, device),
         space=space,
         schedule=from_config(config),
-        transform=_transform(card, network.config.sample_size * space.factor, resize="adm"),
+        transform=_transform(folder, card, network.config.sample_size * space.factor, resize="adm"),
         class_names=tuple(str(labels.get(str(i), i)) for i in range(count)),
         provenance=provenance,
     )
 
 
-def _transform(card: Card | None, size: int, *, resize: str) -> ImageTransform:
-    """The card's transform, or the family's own at the model's resolution."""
-    base = ImageTransform(size=size, resize=resize)
-    return replace(base, **dict(card.transform)) if card else base
+def _transform(folder: Path, card: Card | None, size: int, *, resize: str) -> ImageTransform:
+    """The family's transform at the model's resolution, with what the card or the folder's own diffsight.json says."""
+    settings: dict[str, Any] = {"size": size, "resize": resize}
+    own = folder / "diffsight.json"
+    if own.exists():
+        settings |= _read_json(own, "").get("transform", {})
+    return ImageTransform.from_dict(settings | dict(card.transform if card else {}))
 
 
 def _prediction(config: Mapping[str, Any]) -> str:
     kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
-        raise ModelError(f"Unknown prediction_type {kind!r} in the scheduler configuration; known: {list(PREDICTIONS)}.")
+        raise ModelError(
+            f"Unknown prediction_type {kind!r} in the scheduler configuration; known: {list(PREDICTIONS)}."
+        )
     return PREDICTIONS[kind]
 
 
@@ -248,6 +252,27 @@ def _read_json(path: Path, without: str) -> dict[str, Any]:
         raise ModelError(f"{path.parent} is {without}.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {_one_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars and advice out of the user's output while they load weights."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries = (of_diffusers, of_transformers)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = of_transformers.is_progress_bar_enabled()
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:

@@ -68,9 +68,7 @@ class ClassTransformer:
         return Condition(names=tuple(names), tensors={"class_labels": ids}, null={"class_labels": null})
 
     @torch.no_grad()
-    def predict(
-        self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition
-    ) -> Prediction:
+    def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the transformer; eight output channels are eps and the variance's interpolation factor (§1.6)."""
         timestep = self.schedule.timesteps[index.cpu()].to(self.device, torch.long)
         output = self.transformer(
@@ -82,9 +80,7 @@ class ClassTransformer:
         if output.shape[1] == 2 * channels:
             output, factor = output.split(channels, dim=1)
             log_variance = learned_log_variance(factor, self.schedule, index)
-        return Prediction(
-            output=output, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance
-        )
+        return Prediction(output=output, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance)
 
     def identity(self) -> dict[str, str]:
         """Name, revision, weights hash, dtype, schedule and transform."""
@@ -97,8 +93,12 @@ class ClassTransformer:
         }
 
     def _class_id(self, name: str) -> int:
-        if name in self.class_names:
-            return self.class_names.index(name)
+        # ImageNet's names list synonyms ("tench, Tinca tinca"), and a few words belong to two classes ("crane").
+        found = [id for id, names in enumerate(self.class_names) if name == names or name in names.split(", ")]
+        if len(found) > 1:
+            raise PromptError(f"{name!r} is the name of the classes {found} of {self.name}. Write the id instead.")
+        if found:
+            return found[0]
         count = len(self.class_names)
         if name.isdecimal() and int(name) < count:
             return int(name)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from diffsight.errors import ImageError, InputError, nearest
 
 __all__ = ["ImageInput", "ImageLimits", "ImageTransform", "Images", "images_from", "open_image"]
 
-Resize = Literal["shortest", "adm", "crop_first", "squash"]
-Interpolation = Literal["bicubic", "bilinear", "lanczos", "box"]
+RESIZES = ("shortest", "adm", "crop_first", "squash")
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "box")
 
 
 def images_from(X: Any, *, limits: ImageLimits = DEFAULT_LIMITS) -> "Images":  # noqa: ANN401, N803 (as in scikit-learn)
@@ -104,7 +104,8 @@ class ImageTransform:
             torchvision's Resize and CenterCrop). ``adm``: halve with a box filter while twice too large, then as
             before (ADM and DiT). ``crop_first``: centre square, then resize (Clark & Jaini). ``squash``: resize both
             sides, changing the aspect.
-        interpolation: Filter, antialiased; of the last step if there are several.
+        interpolation: Filter, antialiased: ``bicubic``, ``bilinear``, ``lanczos`` or ``box``; of the last step if there
+            are several.
         pad: Pixels added on each side, repeating the edge.
         grayscale: Take the luminance, in three equal channels.
 
@@ -113,8 +114,8 @@ class ImageTransform:
     """
 
     size: int
-    resize: Resize = "shortest"
-    interpolation: Interpolation = "bicubic"
+    resize: str = "shortest"
+    interpolation: str = "bicubic"
     pad: int = 0
     grayscale: bool = False
 
@@ -123,7 +124,7 @@ class ImageTransform:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
                 raise InputError(f"ImageTransform: {field} must be a whole number from {smallest}; got {value!r}.")
-        for field, known in (("resize", get_args(Resize)), ("interpolation", get_args(Interpolation))):
+        for field, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, field) not in known:
                 value = getattr(self, field)
                 raise InputError(f"ImageTransform: unknown {field} {value!r}. {nearest(str(value), known)}")

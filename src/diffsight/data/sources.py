@@ -96,7 +96,7 @@ class Source:
 
 
 def open_source(
-    uri: str, *, root: Path | None = None, split: str = "test", limits: ImageLimits = DEFAULT_LIMITS
+    uri: str, *, root: str | Path | None = None, split: str = "test", limits: ImageLimits = DEFAULT_LIMITS
 ) -> Source:
     """Open data by name. Labels are read, images are not.
 
@@ -149,7 +149,7 @@ class _ItemReader:
         return open_image(item[0] if isinstance(item, tuple) else item, limits=self.limits, name=id)
 
 
-def _open_torchvision(name: str, root: Path | None, split: str, limits: ImageLimits) -> Source:
+def _open_torchvision(name: str, root: str | Path | None, split: str, limits: ImageLimits) -> Source:
     items, labels, class_names = read_set(name, root=root, split=split, limits=limits)
     return Source(
         name=f"torchvision:{name}/{split}",
@@ -160,10 +160,10 @@ def _open_torchvision(name: str, root: Path | None, split: str, limits: ImageLim
     )
 
 
-def _open_folder(where: str, root: Path | None, limits: ImageLimits) -> Source:
+def _open_folder(where: str, root: str | Path | None, limits: ImageLimits) -> Source:
     if not where:
         raise SourceError("'folder:' needs a folder after the colon.")
-    folder = (Path(root or ".") / Path(where).expanduser()).resolve()
+    folder = (Path(root or ".").expanduser() / Path(where).expanduser()).resolve()
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder." if folder.exists() else f"There is no folder {folder}.")
     skipped: Counter[str] = Counter()
@@ -185,7 +185,10 @@ def _open_folder(where: str, root: Path | None, limits: ImageLimits) -> Source:
             f"{folder} holds both class folders ({classes[0]!r}, …) and {len(loose)} images beside them "
             f"({loose[0]!r}, …); move the images into class folders, or name the folder of one class."
         )
-    empty = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry)} - {*classes})
+    empty = sorted(
+        {entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False) and _visible(entry)}
+        - {*classes}
+    )
     if empty:
         raise SourceError(f"Without images in {folder}: {', '.join(map(repr, empty))}; fill or remove them.")
     index = {label: number for number, label in enumerate(classes)}
@@ -206,17 +209,17 @@ def _image_files(folder: Path, prefix: str, top: Path, skipped: Counter[str]) ->
         raise SourceError(f"The folder {folder} cannot be read: {error.strerror}.") from error
     for entry in entries:
         id = prefix + entry.name
-        if entry.is_symlink() and not Path(entry).resolve().is_relative_to(top):
-            raise SourceError(f"{top / id} is a link to {Path(entry).resolve()}, outside the folder. Copy it in.")
+        if entry.is_symlink() and not Path(target := os.path.realpath(entry)).is_relative_to(top):
+            raise SourceError(f"{top / id} is a link to {target}, outside the folder. Copy it in.")
         if not _visible(entry):
             skipped["hidden"] += 1
         elif entry.is_dir(follow_symlinks=False):
             yield from _image_files(folder / entry.name, f"{id}/", top, skipped)
-        elif entry.is_dir():
+        elif os.path.isdir(entry):  # `entry.is_dir()` raises for a link to itself.
             skipped["linked folders"] += 1
         elif Path(entry).suffix.lower() not in SUFFIXES:
             skipped[Path(entry).suffix.lower() or "without ending"] += 1
-        elif not (entry.is_file() or entry.is_symlink()):  # A dangling link is an image that fails, and is reported.
+        elif not (entry.is_symlink() or entry.is_file()):  # A dangling link is an image that fails, and is reported.
             skipped["special files"] += 1
         elif not _is_text(id):
             raise SourceError(f"The file name {os.fsencode(id)!r} in {top} is not UTF-8; rename it.")
@@ -236,7 +239,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     """Sort img2 before img10; the name itself decides what is otherwise equal, such as img2 and IMG02."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-    return [(int(part), "") if part[0] in "0123456789" else (-1, part) for part in parts], name
+    return [(False, int(part), "") if part[0] in "0123456789" else (True, 0, part) for part in parts], name

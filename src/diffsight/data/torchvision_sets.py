@@ -104,7 +104,7 @@ TORCHVISION: Mapping[str, TorchvisionSet] = {
 
 
 def read_set(
-    name: str, *, root: Path | None = None, split: str = "test", limits: ImageLimits = DEFAULT_LIMITS
+    name: str, *, root: str | Path | None = None, split: str = "test", limits: ImageLimits = DEFAULT_LIMITS
 ) -> tuple[Any, tuple[int, ...], tuple[str, ...]]:
     """Open a split of a data set: labels are read, images only where they are stored in one piece with them.
 
@@ -130,9 +130,12 @@ def read_set(
     cls = getattr(torchvision.datasets, known.cls)
     places = [place / known.place.format(split=split) for place in _roots(root)]
     if known.is_idx:
-        places += [root] if root is not None else [DEBIAN_FASHION_MNIST] if name == "fashion-mnist" else []
+        if root is not None:
+            places.append(Path(root).expanduser())
+        elif name == "fashion-mnist":
+            places.append(DEBIAN_FASHION_MNIST)
         items, labels = _read_idx_pair(_locate(name, split, places, f"{_PREFIX[split]}-images-idx3-ubyte*"), split)
-        names = known.names or cls.classes
+        own_names = cls.classes
     else:
         place = _locate(name, split, places)
         options: dict[str, Any] = dict(known.splits[split])
@@ -143,14 +146,15 @@ def read_set(
             labels = getattr(items, known.labels)
         except Exception as error:
             raise SourceError(f"torchvision:{name} in {place} is incomplete or damaged: {error}") from error
-        names = known.names or getattr(items, "classes", None)
+        own_names = getattr(items, "classes", None)
+    names = known.names or own_names
     if not names:
         raise SourceError(f"This torchvision ({torchvision.__version__}) has no class names for {name}; upgrade it.")
     class_names = tuple(known.renamed.get(label, label).replace("_", " ") for label in names)
     return items, tuple(int(label) for label in labels), class_names
 
 
-def _roots(root: Path | None) -> list[Path]:
+def _roots(root: str | Path | None) -> list[Path]:
     if root is not None:
         return [Path(root).expanduser()]
     own = os.environ.get("DIFFSIGHT_DATA")

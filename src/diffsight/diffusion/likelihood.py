@@ -74,7 +74,9 @@ def kl_bits(
 
 def _beta(schedule: Schedule) -> Tensor:
     if schedule.beta is None:
-        raise InputError(f"A {schedule.kind} schedule has no betas: the variational bound is known for DDPM tables only.")
+        raise InputError(
+            f"A {schedule.kind} schedule has no betas: the variational bound is known for DDPM tables only."
+        )
     return schedule.beta
 
 

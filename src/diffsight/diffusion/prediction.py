@@ -18,7 +18,7 @@ Space = Literal["eps", "x0", "v", "flow"]
 SPACES: tuple[Space, ...] = get_args(Space)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """A network's output at a noise level.
 

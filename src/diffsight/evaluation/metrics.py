@@ -111,9 +111,7 @@ def mean_per_class(
     return Estimate(float((hits / totals).mean()), float(low), float(high))
 
 
-def reliability(
-    confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], *, bins: int = 15
-) -> Reliability:
+def reliability(confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], *, bins: int = 15) -> Reliability:
     """Compare stated confidence with accuracy (Guo et al. 2017, arXiv:1706.04599, §2).
 
     Args:

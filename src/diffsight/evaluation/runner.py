@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffsight.backbones.base import Backbone
-from diffsight.data.prompts import PromptSet, from_templates
+from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source
 from diffsight.errors import InputError, RunError
 from diffsight.evaluation.metrics import summary
@@ -132,12 +132,12 @@ def make_job(
         raise InputError(f"limit is {limit}; it is a number of images, at least 1.")
     source = open_source(task.source, root=root, split=task.split)
     if limit is not None and limit < len(source):
-        source = source.take(range(limit))
+        source = source.select(range(limit))
     names = task.class_names or source.class_names
     if names is None:
         raise InputError(f"{task.source} has no labels and the task names no classes. Add class_names to the task.")
     templates = tuple(templates or task.templates)
-    prompts = from_templates(names, "{}" if backbone.class_names is not None else templates)
+    prompts = PromptSet.from_templates(names, "{}" if backbone.class_names is not None else templates)
     return Job(task=task, source=source, setup=prepare(backbone, prompts, settings or Settings()))
 
 
@@ -249,7 +249,7 @@ def _error_table(scored: Sequence[Scored], losses: Sequence[str]) -> pa.Table:
 
 
 def _prediction_table(scored: Sequence[Scored], setup: Setup, labels: dict[str, int | None]) -> pa.Table:
-    verdicts = [decide(s, setup) for s in scored]
+    verdicts = [decide(s, setup.contest) for s in scored]
     return pa.table(
         {
             "id": pa.array([s.id for s in scored], pa.string()),

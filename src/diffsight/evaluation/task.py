@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import yaml
 
-from diffsight.data.prompts import from_templates
+from diffsight.data.prompts import PromptSet
 from diffsight.errors import InputError, PromptError, SourceError, nearest
 from diffsight.evaluation.metrics import Metric
 
@@ -34,7 +34,7 @@ METRICS = ("top1", "mean_per_class")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _REQUIRED = ("name", "version", "source", "templates", "licence", "citation")
 _OPTIONAL = ("split", "class_names", "metric", "presets")
-_LARGEST = 1_000_000  # characters of a task file
+_LARGEST = 1_000_000  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +123,11 @@ def load_task(name_or_path: str | Path) -> Task:
         SourceError: If the folder does not exist.
     """
     text = os.fspath(name_or_path)
-    path = Path(text.removeprefix("folder:"))
+    path = Path(text.removeprefix("folder:")).expanduser()
     if text in list_tasks():
-        return parse_task(files(__package__).joinpath("tasks", f"{text}.yaml").read_text("utf-8"), origin=f"{text}.yaml")
+        return parse_task(
+            files(__package__).joinpath("tasks", f"{text}.yaml").read_text("utf-8"), origin=f"{text}.yaml"
+        )
     if text.startswith("folder:") or path.is_dir():
         return folder_task(path)
     if path.suffix in (".yaml", ".yml"):
@@ -148,10 +150,12 @@ def folder_task(path: Path | str, *, templates: Sequence[str] = DEFAULT_TEMPLATE
         SourceError: If there is no such folder.
         InputError: If a template or the metric makes no sense.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir():
         raise SourceError(f"There is no folder {path}. Give a folder of images, with one sub-folder for each class.")
-    return Task(name=path.resolve().name or "folder", source=f"folder:{path}", templates=tuple(templates), metric=metric)
+    return Task(
+        name=path.resolve().name or "folder", source=f"folder:{path}", templates=tuple(templates), metric=metric
+    )
 
 
 def parse_task(text: str, *, origin: str = "task") -> Task:
@@ -205,7 +209,8 @@ def _load_file(path: Path) -> Task:
         raise InputError(f"The task file {path} cannot be read: {error}") from error
     task = parse_task(text, origin=str(path))
     if task.source.startswith("folder:"):
-        task = replace(task, source=f"folder:{path.parent / task.source.removeprefix('folder:')}")
+        folder = Path(task.source.removeprefix("folder:")).expanduser()
+        task = replace(task, source=f"folder:{path.parent / folder}")
     return task
 
 
@@ -226,15 +231,15 @@ def _check(key: str, value: object) -> None:
             if value not in METRICS:
                 raise InputError(f"must be a known metric. {nearest(str(value), METRICS)}")
         case "templates":
-            from_templates(("one", "other"), _texts(value))
+            PromptSet.from_templates(("one", "other"), _texts(value))
         case "class_names":
             if value is not None:
-                from_templates(_texts(value), "{}")
+                PromptSet.from_templates(_texts(value), "{}")
         case "presets":
             if not isinstance(value, Mapping):
                 raise InputError("must map names of presets to lists of templates.")
             for templates in value.values():
-                from_templates(("one", "other"), _texts(templates))
+                PromptSet.from_templates(("one", "other"), _texts(templates))
         case "citation" | "licence":
             if not isinstance(value, str):
                 raise InputError("must be text; put it in quotes.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import optimize, special, stats
+from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
 from diffsight.errors import InputError
@@ -89,7 +89,7 @@ def posterior(errors: Float[np.ndarray, "draws arms"], *, evidence: int | None =
     t = np.divide(mean * np.sqrt(worth), spread, out=np.copysign(np.inf, mean), where=spread > 0)
     t[mean == 0] = 0
     with np.errstate(divide="ignore"):
-        log_odds = stats.t.logsf(t, freedom) - stats.t.logcdf(t, freedom)
+        log_odds = np.log(special.stdtr(freedom, -t)) - np.log(special.stdtr(freedom, t))
     return _normalise(np.clip(log_odds, _LEAST_LOG_ODDS, -_LEAST_LOG_ODDS), survivors(errors))
 
 

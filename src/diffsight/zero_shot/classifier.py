@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from diffsight.backbones.base import Backbone
 from diffsight.backbones.loading import load
-from diffsight.data.images import images_from, open_image
-from diffsight.data.prompts import PromptSet, from_templates
+from diffsight.data.images import images_from
+from diffsight.data.prompts import PromptSet
 from diffsight.errors import ImageError, InputError
 from diffsight.zero_shot.elimination import Exhaustive, Policy
 from diffsight.zero_shot.engine import Encoded, Scored
@@ -163,7 +164,10 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def classify(
-        self, X: Any, *, progress: Callable[[int, int], None] | None = None  # noqa: ANN401, N803
+        self,
+        X: Any,
+        *,
+        progress: Callable[[int, int], None] | None = None,  # noqa: ANN401, N803
     ) -> list[Verdict]:
         """Everything that is known about each image: label, runner-up, probabilities, cost, ties.
 
@@ -176,14 +180,14 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         """
         setup = self._fitted()
         images = images_from(X)
-        openers = ((f"image-{i}", lambda image=image: open_image(image)) for i, image in enumerate(images))
+        openers = ((f"image-{i}", partial(images.__getitem__, i)) for i in range(len(images)))
         engine = setup.engine(self.batch_size)
         done: dict[str, Scored] = {}
         for finished in engine.run(encode_images(setup.backbone, openers)):
             done.update({scored.id: scored for scored in finished})
             if progress is not None:
                 progress(len(done), engine.calls)
-        return [decide(done[f"image-{i}"], setup, scale=self.scale) for i in range(len(images))]
+        return [decide(done[f"image-{i}"], setup.contest, scale=self.scale) for i in range(len(images))]
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: ANN401, N803
         """Class name of each image.
@@ -216,13 +220,13 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         full = prepare(setup.backbone, setup.prompts, settings)
         (opened,) = images_from(image)
         engine = full.engine(self.batch_size)
-        images = encode_images(setup.backbone, [("image-0", lambda: open_image(opened))])
+        images = encode_images(setup.backbone, [("image-0", lambda: opened)])
         (scored,) = (scored for finished in engine.run(images) for scored in finished)
         if scored.failure:
             raise ImageError(scored.failure)
         timesteps = setup.backbone.schedule.timesteps[full.scorer.levels].numpy()
         order = np.argsort(timesteps, kind="stable")
-        errors = full.class_errors(scored.errors)
+        errors = full.contest.class_errors(scored.errors)
         return Explanation(classes=tuple(self.classes_), timesteps=timesteps[order], errors=errors[order])
 
     def __call__(
@@ -275,8 +279,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(self.classes, PromptSet):
             return self.classes
         if backbone.class_names is not None:
-            return from_templates(self.classes or backbone.class_names, "{}")
+            return PromptSet.from_templates(self.classes or backbone.class_names, "{}")
         if self.classes is None:
             raise InputError(f"{backbone.name} reads text: give it classes=['cat', 'dog', …].")
-        return from_templates(self.classes, self.templates)
-
+        return PromptSet.from_templates(self.classes, self.templates)

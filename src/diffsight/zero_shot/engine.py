@@ -216,7 +216,9 @@ class Engine:
             name = str(self.scorer.backbone.dtype).removeprefix("torch.")
             reason = f"the network gave a value that is not finite (computing in {name})"
             advice = "" if name == "float32" else "; try --dtype fp32"
-            return [Scored(id=race.id, errors=race.errors[:0], alive=race.alive, calls=race.calls, failure=reason + advice)]
+            return [
+                Scored(id=race.id, errors=race.errors[:0], alive=race.alive, calls=race.calls, failure=reason + advice)
+            ]
         decision = self.policy.next(self.units.reduce(race.errors), race.alive)
         race.alive = decision.alive
         if not decision.draws:

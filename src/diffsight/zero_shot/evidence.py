@@ -6,7 +6,7 @@ hold at all looks together: under their assumptions the chance that one ever exc
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special, stats
+from scipy import special
 
 
 def paired_p_values(differences: Float[np.ndarray, "draws arms"]) -> Float[np.ndarray, " arms"]:
@@ -19,7 +19,7 @@ def paired_p_values(differences: Float[np.ndarray, "draws arms"]) -> Float[np.nd
         return np.ones(differences.shape[1])
     mean, spread = differences.mean(axis=0), differences.std(axis=0, ddof=1)
     t = np.divide(mean * count**0.5, spread, out=np.where(mean == 0, 0.0, np.inf), where=spread > 0)
-    return 2 * stats.t.sf(np.abs(t), count - 1)
+    return 2 * special.stdtr(count - 1, -np.abs(t))
 
 
 def sign_evidence(

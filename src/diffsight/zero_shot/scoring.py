@@ -104,9 +104,7 @@ class Scorer:
         return errors
 
 
-def denoising_errors(
-    eps_hat: Float[Tensor, "b c h w"], eps: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b losses"]:
+def denoising_errors(eps_hat: Float[Tensor, "b c h w"], eps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b losses"]:
     """L1, L2 and Huber (delta 1) errors per sample, averaged over all dimensions in fp32 (Li et al., eq. 5)."""
     difference = (eps_hat.float() - eps.float()).flatten(1)
     huber = functional.huber_loss(difference, torch.zeros_like(difference), reduction="none")

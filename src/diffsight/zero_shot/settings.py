@@ -117,46 +117,89 @@ def preset(name: str) -> Preset:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Contest:
+    """What competes, without the model: enough to decide on stored errors.
+
+    Attributes:
+        class_names: What the answer can be.
+        owner: The class of each arm, in the order of the errors' columns.
+        ensemble: How arms of a class become one score.
+        units: What the policy eliminates: classes, or single prompts for the ensembles ``min`` and ``mixture``.
+        class_of_unit: The class of each unit.
+    """
+
+    class_names: tuple[str, ...]
+    owner: tuple[int, ...]
+    ensemble: Ensemble
+    units: Units
+    class_of_unit: tuple[int, ...]
+
+    def class_errors(self, errors: Float[np.ndarray, "draws arms losses"]) -> Float[np.ndarray, "draws classes"]:
+        """Unweighted errors of the deciding loss, averaged over each class's prompts; NaN where not scored."""
+        chosen, owner = errors[:, :, self.units.loss].astype(np.float64), np.asarray(self.owner)
+        return np.stack([chosen[:, owner == k].mean(axis=1) for k in range(len(self.class_names))], axis=1)
+
+
+def arrange(
+    settings: Settings, class_names: tuple[str, ...], owner: tuple[int, ...], *, loss: int, weights: np.ndarray
+) -> Contest:
+    """Fix what competes.
+
+    Args:
+        settings: For the ensemble.
+        class_names: What the answer can be.
+        owner: The class of each arm.
+        loss: Column of the deciding loss.
+        weights: Weight of each draw in eps-space; brought to a mean of 1.
+    """
+    single_prompts = settings.ensemble in ("min", "mixture")
+    return Contest(
+        class_names=class_names,
+        owner=owner,
+        ensemble=settings.ensemble,
+        units=Units(
+            unit_of_arm=tuple(range(len(owner))) if single_prompts else owner,
+            loss=loss,
+            weights=weights / np.mean(weights),
+        ),
+        class_of_unit=owner if single_prompts else tuple(range(len(class_names))),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Setup:
     """A model, its prompts and settings, ready to score; made by `prepare`.
 
     Attributes:
         backbone: The model.
-        prompts: What competes.
+        prompts: Class names and what the model is asked.
         settings: How.
         scorer: Requests to errors.
-        units: What the policy eliminates: classes, or single prompts for the ensembles ``min`` and ``mixture``.
-        class_of_unit: The class of each unit.
+        contest: Errors to decisions.
     """
 
     backbone: Backbone
     prompts: PromptSet
     settings: Settings
     scorer: Scorer
-    units: Units
-    class_of_unit: tuple[int, ...]
+    contest: Contest
 
     def engine(self, batch_size: int) -> Engine:
         """A fresh engine; two batches fly at once where the device works on its own."""
         depth = 1 if self.backbone.device.type == "cpu" else 2
-        policy = self.settings.policy
-        return Engine(scorer=self.scorer, policy=policy, units=self.units, batch_size=batch_size, depth=depth)
-
-    def class_errors(self, errors: Float[np.ndarray, "draws arms losses"]) -> Float[np.ndarray, "draws classes"]:
-        """Unweighted errors of the deciding loss, averaged over each class's prompts; NaN where not scored."""
-        chosen = errors[:, :, self.units.loss].astype(np.float64)
-        if chosen.shape[1] == len(self.prompts.class_names):
-            return chosen
-        owner = np.asarray(self.prompts.owner)
-        return np.stack([chosen[:, owner == k].mean(axis=1) for k in range(len(self.prompts.class_names))], axis=1)
+        policy, units = self.settings.policy, self.contest.units
+        return Engine(scorer=self.scorer, policy=policy, units=units, batch_size=batch_size, depth=depth)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything here that changes numbers."""
         levels = json.dumps(self.scorer.levels.tolist()).encode()
         return {
             "backbone": self.backbone.identity(),
-            "prompts": self.prompts.fingerprint(),
+            "classes": list(self.contest.class_names),
+            "owner": list(self.contest.owner),
+            "prompts": list(self.prompts.prompts),
             "settings": self.settings.to_dict(),
+            "schedule_kind": self.backbone.schedule.kind,
             "grid": hashlib.sha256(levels).hexdigest()[:16],
             "noise": self.scorer.bank.fingerprint(),
         }
@@ -171,33 +214,24 @@ def prepare(backbone: Backbone, prompts: PromptSet, settings: Settings) -> Setup
     """
     levels = settings.policy.grid(len(backbone.schedule))
     weighting = by_name(settings.weighting, backbone.schedule).to("eps", backbone.schedule)
-    weights = weighting.values[levels].numpy()
-    condition = backbone.condition(prompts.prompts)
-    owner = prompts.owner
+    condition, owner = backbone.condition(prompts.prompts), prompts.owner
     if settings.ensemble == "embedding":
         condition, owner = _average_embeddings(condition, prompts), tuple(range(len(prompts.class_names)))
-    single_prompts = settings.ensemble in ("min", "mixture")
-    unit_of_arm = tuple(range(len(owner))) if single_prompts else owner
-    variational = settings.loss == "kl"
     scorer = Scorer(
         backbone=backbone,
         condition=condition,
         levels=levels,
         bank=NoiseBank(seed=settings.seed, shared=settings.shared_noise),
-        variational=variational,
+        variational=settings.loss == "kl",
     )
-    return Setup(
-        backbone=backbone,
-        prompts=prompts,
-        settings=settings,
-        scorer=scorer,
-        units=Units(
-            unit_of_arm=unit_of_arm,
-            loss=scorer.losses.index(settings.loss),
-            weights=weights / np.mean(weights),
-        ),
-        class_of_unit=owner if single_prompts else tuple(range(len(prompts.class_names))),
+    contest = arrange(
+        settings,
+        prompts.class_names,
+        owner,
+        loss=scorer.losses.index(settings.loss),
+        weights=weighting.values[levels].numpy(),
     )
+    return Setup(backbone=backbone, prompts=prompts, settings=settings, scorer=scorer, contest=contest)
 
 
 def _average_embeddings(condition: Condition, prompts: PromptSet) -> Condition:

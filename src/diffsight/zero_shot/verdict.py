@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from diffsight.zero_shot.calibration import Temperature, gaps, posterior
 from diffsight.zero_shot.engine import Scored
-from diffsight.zero_shot.settings import Setup
+from diffsight.zero_shot.settings import Contest
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -45,19 +45,19 @@ class Verdict:
         return tuple(int(index) for index in np.argsort(-self.probabilities, kind="stable"))
 
 
-def decide(scored: Scored, setup: Setup, *, scale: float | None = None) -> Verdict:
+def decide(scored: Scored, contest: Contest, *, scale: float | None = None) -> Verdict:
     """Turn an image's errors into a verdict.
 
     Args:
         scored: From the engine, or rebuilt from a run.
-        setup: What it was scored with.
+        contest: What competed.
         scale: Inverse temperature of the probabilities; None takes it from the scatter of the draws, which needs no
             labels (`calibration.posterior`).
 
     Returns:
         The verdict; a failed image gets one with NaN probabilities.
     """
-    count = len(setup.prompts.class_names)
+    count = len(contest.class_names)
     if scored.failure is not None:
         nothing = np.full(count, np.nan)
         return Verdict(
@@ -69,11 +69,11 @@ def decide(scored: Scored, setup: Setup, *, scale: float | None = None) -> Verdi
             calls=scored.calls,
             failure=scored.failure,
         )
-    table = setup.units.reduce(scored.errors)
+    table = contest.units.reduce(scored.errors)
     of_unit = posterior(table) if scale is None else Temperature(scale).probabilities(table)
     scores = -gaps(table)
-    owner = np.asarray(setup.class_of_unit)
-    if setup.settings.ensemble == "mixture":
+    owner = np.asarray(contest.class_of_unit)
+    if contest.ensemble == "mixture":
         # p(class) is the sum over its prompts: the mixture of their likelihoods, with equal shares.
         shares = np.bincount(owner, minlength=count)
         probabilities = np.bincount(owner, weights=of_unit, minlength=count) / shares

@@ -1,0 +1,105 @@
+"""``diffsight ls``: what there is, by name."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from diffsight.cli import options, output
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    models = "models"
+    tasks = "tasks"
+    policies = "policies"
+    presets = "presets"
+
+
+def ls(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    *,
+    as_json: options.Json = False,
+) -> int:
+    """List models, tasks, policies or presets by name."""
+    entries = {Kind.models: models, Kind.tasks: tasks, Kind.policies: policies, Kind.presets: presets}[kind]()
+    if as_json:
+        output.show_json(entries)
+    else:
+        columns = [key for key in entries[0] if not isinstance(entries[0][key], dict | list)]
+        output.show(output.table([columns, *([str(entry[key]) for key in columns] for entry in entries)]))
+    return 0
+
+
+def models() -> list[dict[str, Any]]:
+    """Known models: name, size, licence, where they are."""
+    from diffsight.backbones import cards
+
+    return [
+        {
+            "name": card.name,
+            "parameters": card.parameters,
+            "licence": card.licence,
+            "where": card.repo or "in this package",
+            "description": card.description,
+            "reads": ["class ids"] if card.family == "transformer" else ["text"],
+        }
+        for card in cards().values()
+    ]
+
+
+def tasks() -> list[dict[str, Any]]:
+    """Tasks of the package: classes, metric, licence of the data, where it comes from."""
+    from diffsight.evaluation.task import list_tasks, load_task
+
+    return [
+        {
+            "name": task.name,
+            "classes": len(task.class_names) if task.class_names else "of the data",
+            "metric": task.metric,
+            "licence": task.licence,
+            "source": task.source,
+            "description": task.citation,
+            "templates": list(task.templates),
+            "presets": {name: list(templates) for name, templates in task.presets.items()},
+        }
+        for task in map(load_task, list_tasks())
+    ]
+
+
+def policies() -> list[dict[str, Any]]:
+    """Policies: the most calls for ten classes with their defaults, and what they do."""
+    from diffsight.zero_shot.policies import POLICIES
+    from diffsight.zero_shot.settings import Settings
+
+    default = Settings().policy.name
+    return [
+        {
+            "name": name,
+            "default": "yes" if name == default else "",
+            "calls (10 classes)": f"at most {policy().max_calls(10):,}",
+            "description": (policy.__doc__ or "").splitlines()[0],
+            "settings": policy().to_dict(),
+        }
+        for name, policy in POLICIES.items()
+    ]
+
+
+def presets() -> list[dict[str, Any]]:
+    """Papers' settings: policy, loss, weighting and prompt."""
+    from diffsight.zero_shot.settings import LI2023, preset
+
+    names = ["clark2023", "li2023", *(f"li2023/{name}" for name in sorted(LI2023))]
+    return [
+        {
+            "name": name,
+            "policy": paper.settings.policy.name,
+            "loss": paper.settings.loss,
+            "weighting": paper.settings.weighting,
+            "source": paper.source,
+            "template": paper.template,
+            "settings": paper.settings.to_dict(),
+        }
+        for name, paper in ((name, preset(name)) for name in names)
+    ]

@@ -1,0 +1,209 @@
+"""The options that several commands share, and what they stand for."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffsight.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from diffsight.backbones import Backbone
+    from diffsight.evaluation.task import Task
+    from diffsight.zero_shot.elimination import Policy
+    from diffsight.zero_shot.settings import Settings
+
+# The task whose classes an embedded model was trained on.
+TRAINED_ON = {"tiny-fashion": "fashion-mnist"}
+
+POLICY = "When a class is out: exhaustive, staged, t-test, race or pooled-race"
+DRAWS = "The most draws (timestep and noise) of an image"
+LOSS = "l1, l2, huber, or kl for models with learned variance"
+WEIGHTING = "Timestep weights: uniform, snr, vdm, exp or vlb"
+ENSEMBLE = "How the prompts of a class become one score: mean, min, mixture or embedding"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="A model of 'diffsight ls models', hf:ORG/REPO[@REVISION], or a folder in diffusers' format.",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A paper's settings to the letter, from 'diffsight ls presets' (default: none, the best we can show).",
+    ),
+]
+PolicyName = Annotated[str | None, typer.Option("--policy", metavar="NAME", help=f"{POLICY} (default: pooled-race).")]
+Draws = Annotated[int | None, typer.Option(min=1, metavar="N", help=f"{DRAWS} (default: the policy's own).")]
+Loss = Annotated[str | None, typer.Option(metavar="NAME", help=f"{LOSS} (default: l2).")]
+WeightingName = Annotated[
+    str | None, typer.Option("--weighting", metavar="NAME", help=f"{WEIGHTING} (default: uniform).")
+]
+EnsembleName = Annotated[str | None, typer.Option("--ensemble", metavar="NAME", help=f"{ENSEMBLE} (default: mean).")]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="TEXT",
+        help="Prompt with {} for the class name; may be repeated (default: the preset's or task's, or 'a photo of a {}.').",
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of the noise.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Denoiser rows per step; does not change results (default: by the model's size)."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the GPU if there is one).")
+]
+Dtype = Annotated[
+    str | None, typer.Option(metavar="NAME", help="fp32, bf16 or fp16 (default: bf16 on a GPU that has it, else fp32).")
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images (default: all).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables (default: tables).")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only print what it would cost, after scoring up to 8 images (default: do it)."),
+]
+
+
+def load_model(name: str, device: str | None, dtype: str | None) -> "Backbone":
+    """Load a model; only a download may show a progress bar.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+        InputError: If the device or dtype does not exist.
+    """
+    from diffsight.backbones import cards, load
+
+    known = cards().get(name)
+    if not (name.startswith("hf:") or (known and known.repo)):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it, too, for "Loading weights".
+    return load(name, device=device, dtype=dtype)
+
+
+def check_templates(backbone: "Backbone", templates: Sequence[str] | None) -> None:
+    """Refuse templates for a model that reads no text.
+
+    Raises:
+        InputError: Then.
+    """
+    if templates and backbone.class_names is not None:
+        raise InputError(f"{backbone.name} takes class ids and reads no text: leave out --template.")
+
+
+def batch_rows(backbone: "Backbone", asked: int | None) -> int:
+    """Denoiser rows per step: what the user said, else as many as fit ordinary memory, 256 for small latents.
+
+    A GPU that runs out of memory halves its batches by itself; a CPU would start to swap, so it gets fewer.
+    """
+    if asked is not None:
+        return asked
+    channels, height, width = backbone.latent_shape
+    budget = 2**17 if backbone.device.type == "cpu" else 2**20
+    return max(1, min(256, budget // (channels * height * width)))
+
+
+def make_policy(name: str | None, draws: int | None) -> "Policy":
+    """The policy of that name with its most draws replaced.
+
+    Args:
+        name: None for the default policy.
+        draws: None for the policy's own.
+
+    Raises:
+        InputError: If there is no such policy, or it cannot do with so few draws.
+    """
+    from diffsight.zero_shot.elimination import Exhaustive, Staged
+    from diffsight.zero_shot.policies import policy_from_dict
+    from diffsight.zero_shot.racing import PairedTTest, PooledRace, Race
+    from diffsight.zero_shot.settings import Settings
+
+    policy = Settings().policy if name is None else policy_from_dict({"name": name})
+    if draws is None:
+        return policy
+    if draws < 2 and not isinstance(policy, Exhaustive):
+        raise InputError(f"The policy {policy.name!r} needs at least 2 draws. Use --policy exhaustive with --draws 1.")
+    match policy:
+        case Exhaustive():
+            return replace(policy, num_draws=draws)
+        case Staged():
+            return replace(policy, samples=(max(1, draws // 10), draws))
+        case PairedTTest() | Race() | PooledRace():
+            return replace(policy, max_draws=draws, min_draws=min(policy.min_draws, draws))
+    raise InputError(f"The policy {policy.name!r} has no --draws.")
+
+
+def make_settings(
+    *,
+    preset: str | None,
+    policy: str | None,
+    draws: int | None,
+    loss: str | None,
+    weighting: str | None,
+    ensemble: str | None,
+    seed: int,
+) -> "Settings":
+    """All settings of the score, before any model is loaded.
+
+    Raises:
+        InputError: If a name is unknown, or a preset is given together with what it fixes.
+    """
+    from diffsight.diffusion.weighting import BY_NAME
+    from diffsight.zero_shot.settings import Settings
+    from diffsight.zero_shot.settings import preset as paper
+
+    fixed = {"loss": loss, "weighting": weighting, "ensemble": ensemble}
+    chosen = {name: value for name, value in fixed.items() if value is not None}
+    if preset is not None:
+        asked = {"policy": policy, "draws": draws, **fixed}
+        if surplus := [f"--{name}" for name, value in asked.items() if value is not None]:
+            raise InputError(f"--preset {preset} fixes that already: leave out {' and '.join(surplus)}, or --preset.")
+        return replace(paper(preset).settings, seed=seed)
+    if weighting is not None and weighting not in BY_NAME:
+        raise InputError(f"Unknown weighting {weighting!r}. {nearest(weighting, BY_NAME)}")
+    return Settings(policy=make_policy(policy, draws), seed=seed, **chosen)
+
+
+def read_classes(names: Sequence[str] | None, file: Path | None) -> tuple[str, ...] | None:
+    """Class names from ``--classes`` (separated by commas) or ``--classes-file`` (one per line), None without either.
+
+    Raises:
+        InputError: If both are given, or the file cannot be read.
+    """
+    if names and file:
+        raise InputError("Give --classes or --classes-file, not both.")
+    if names:
+        return tuple(name.strip() for part in names for name in part.split(","))
+    if file is None:
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The file of classes {file} cannot be read: {error}.") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def trained_on(model: str) -> "Task | None":
+    """The task whose classes an embedded model has seen in training, or None for other models."""
+    from diffsight.evaluation.task import load_task
+
+    return load_task(TRAINED_ON[model]) if model in TRAINED_ON else None
+
+
+def honesty(model: str) -> str | None:
+    """What has to be said beside every number of an embedded model, or None for other models."""
+    if model not in TRAINED_ON:
+        return None
+    return (
+        f"{model} was trained on photographs of these classes: its accuracy checks the machinery and is no claim about "
+        "zero-shot skill."
+    )

@@ -1,0 +1,132 @@
+import json
+import shutil
+
+import pytest
+import torch
+from pipelines import save_dit, save_stable_diffusion
+
+import diffsight
+from diffsight.backbones import Backbone, cards, load
+from diffsight.backbones.loading import weights_hash
+from diffsight.errors import InputError, ModelError
+
+
+@pytest.fixture(scope="module")
+def sd_folder(tmp_path_factory):
+    return save_stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture
+def copy(sd_folder, tmp_path):
+    return shutil.copytree(sd_folder, tmp_path / "copy")
+
+
+def test_a_local_folder_becomes_a_backbone(sd_folder):
+    backbone = load(sd_folder, device="cpu")
+    assert isinstance(backbone, Backbone)
+    assert backbone.latent_shape == (4, 8, 8)
+    assert backbone.transform.output_size == 16
+    assert backbone.dtype == torch.float32
+    assert not any(parameter.requires_grad for parameter in backbone.unet.parameters())
+    assert not backbone.unet.training
+
+
+@pytest.mark.parametrize("dtype", ["bf16", torch.bfloat16])
+def test_dtype_is_the_denoisers_alone(sd_folder, dtype):
+    backbone = load(sd_folder, dtype=dtype)
+    assert backbone.dtype == torch.bfloat16
+    assert backbone.encode(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
+    assert backbone.identity()["dtype"] == "bfloat16"
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(ModelError, match="sd-1.5"):
+        load("sd-15")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("no/such/folder", "does not exist"), (__file__, "is a file"), ("hf:org/none", "could not be had")],
+)
+def test_what_is_not_there_is_told_in_one_line(name, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        load(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_a_hub_card_says_what_to_do_instead():
+    with pytest.raises(ModelError, match="local diffusers folder") as caught:
+        load("sd-2-base")
+    assert "Manojb/stable-diffusion-2-base" in str(caught.value)
+
+
+def test_pickles_are_refused(copy):
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="pickle"):
+        load(copy)
+
+
+def test_missing_weights_are_told(copy):
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="holds no weights"):
+        load(copy)
+
+
+def test_damaged_weights_are_told(copy):
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_pipelines_are_refused_by_name(copy):
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(ModelError, match="FluxPipeline"):
+        load(copy)
+
+
+def test_a_folder_can_say_how_images_reach_the_model(copy):
+    (copy / "diffsight.json").write_text(json.dumps({"transform": {"size": 12, "pad": 2}}))
+    backbone = load(copy)
+    assert backbone.transform.size == 12
+    assert backbone.latent_shape == (4, 8, 8)
+
+
+def test_the_weights_hash_follows_the_weights(sd_folder, tmp_path):
+    parts = ("unet", "vae", "text_encoder")
+    same = save_stable_diffusion(tmp_path / "same")
+    other = save_stable_diffusion(tmp_path / "other", seed=1)
+    assert weights_hash(same, parts) == weights_hash(sd_folder, parts)
+    assert weights_hash(other, parts) != weights_hash(sd_folder, parts)
+
+
+def test_unknown_device_and_dtype(sd_folder):
+    with pytest.raises(InputError, match="Unknown device"):
+        load(sd_folder, device="toaster")
+    with pytest.raises(InputError, match="fp32"):
+        load(sd_folder, dtype="fp8")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA"):
+            load(sd_folder, device="cuda")
+
+
+def test_every_card_is_complete():
+    for card in cards().values():
+        assert card.licence
+        assert card.description
+        assert card.embedded or card.repo
+        assert card.revision is None or len(card.revision) == 40
+
+
+def test_the_public_name_is_the_same_function():
+    assert diffsight.load is load
+
+
+def test_dit_folders_load(tmp_path):
+    backbone = load(save_dit(tmp_path / "dit"))
+    assert isinstance(backbone, Backbone)
+    assert backbone.class_names == ("cat", "dog", "bird")
+    assert backbone.transform.resize == "adm"

@@ -1,0 +1,386 @@
+import gzip
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffsight.data.images import images_from
+from diffsight.data.sources import Source, open_source
+from diffsight.data.torchvision_sets import DEBIAN_FASHION_MNIST
+from diffsight.errors import ImageError, SourceError
+
+
+def save(path, value=0, size=(5, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def fill(folder, *names):
+    for index, name in enumerate(names):
+        save(folder / name, value=10 * index)
+    return f"folder:{folder}"
+
+
+def test_flat_folder_is_unlabelled_and_in_natural_order(tmp_path):
+    source = open_source(fill(tmp_path, "img10.png", "img2.PNG", "Img1.jpg", "b.webp"))
+    assert source.ids == ("b.webp", "Img1.jpg", "img2.PNG", "img10.png")
+    assert source.labels is None
+    assert source.class_names is None
+    assert source[2].label is None
+    assert source[2].load().getpixel((0, 0)) == (10, 10, 10)
+
+
+def test_class_folders_give_labels(tmp_path):
+    source = open_source(fill(tmp_path, "polar_bear/a.png", "cat/deep/2.png", "cat/1.png"))
+    assert source.class_names == ("cat", "polar bear")
+    assert source.ids == ("cat/1.png", "cat/deep/2.png", "polar_bear/a.png")
+    assert source.labels == (0, 0, 1)
+    assert [sample.load().getpixel((0, 0))[0] for sample in source] == [20, 10, 0]
+
+
+def test_folder_is_found_below_the_root(tmp_path):
+    fill(tmp_path / "data", "a.png")
+    assert open_source("folder:data", root=tmp_path).ids == ("a.png",)
+
+
+def test_what_is_no_image_is_skipped_and_counted(tmp_path, caplog):
+    uri = fill(tmp_path, "a.png", ".hidden.png", "__MACOSX/x.png")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "Thumbs.db").write_text("x")
+    with caplog.at_level("INFO"):
+        assert open_source(uri).ids == ("a.png",)
+    assert "2 hidden" in caplog.text
+    assert "1 .txt" in caplog.text
+
+
+def test_files_are_decoded_only_when_asked_for(tmp_path):
+    uri = fill(tmp_path, "good.png")
+    (tmp_path / "bad.png").write_text("text")
+    source = open_source(uri)
+    assert source.ids == ("bad.png", "good.png")
+    assert source[1].load().size == (5, 4)
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        source[0].load()
+
+
+def test_a_file_that_vanishes_is_an_image_error(tmp_path):
+    source = open_source(fill(tmp_path, "a.png"))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ImageError, match=r"a\.png.*does not exist"):
+        source[0].load()
+
+
+def test_folders_that_are_not_there_or_empty(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.heic").write_text("x")
+    for where, reason in (("no", "no folder"), ("file", "not a folder"), ("empty", "no image"), ("texts", "heic")):
+        with pytest.raises(SourceError, match=reason):
+            open_source(f"folder:{tmp_path / where}")
+    with pytest.raises(SourceError, match="needs a folder"):
+        open_source("folder:")
+
+
+def test_a_class_folder_without_images_is_named(tmp_path):
+    uri = fill(tmp_path, "cat/a.png", "dog/a.png")
+    (tmp_path / "bird").mkdir()
+    with pytest.raises(SourceError, match="'bird'"):
+        open_source(uri)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"1 images beside.*b\.png"):
+        open_source(fill(tmp_path, "cat/a.png", "b.png"))
+
+
+def test_links_may_not_leave_the_folder(tmp_path):
+    save(tmp_path / "secret.png")
+    inside = tmp_path / "inside"
+    uri = fill(inside, "a.png")
+    (inside / "b.png").symlink_to(inside / "a.png")
+    assert open_source(uri).ids == ("a.png", "b.png")
+    (inside / "c.png").symlink_to("../secret.png")
+    with pytest.raises(SourceError, match=r"c\.png.*outside"):
+        open_source(uri)
+    (inside / "c.png").unlink()
+    (inside / "d").symlink_to(tmp_path)
+    with pytest.raises(SourceError, match=r"d is a link.*outside"):
+        open_source(uri)
+
+
+def test_links_to_folders_do_not_loop(tmp_path):
+    uri = fill(tmp_path, "cat/a.png", "dog/b.png")
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    assert len(open_source(uri)) == 2
+
+
+def test_dangling_links_fail_one_by_one(tmp_path):
+    uri = fill(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    source = open_source(uri)
+    assert source.ids == ("a.png", "b.png")
+    with pytest.raises(ImageError, match=r"b\.png"):
+        source[1].load()
+
+
+def test_special_files_are_skipped(tmp_path):
+    uri = fill(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert open_source(uri).ids == ("a.png",)
+
+
+def test_file_names_that_are_no_text(tmp_path):
+    uri = fill(tmp_path, "a.png")
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system knows only UTF-8 names")
+    with pytest.raises(SourceError, match="not UTF-8"):
+        open_source(uri)
+
+
+def test_fingerprint_follows_ids_and_labels_not_the_place(tmp_path):
+    names = ("cat/1.png", "dog/1.png")
+    here, there = (open_source(fill(tmp_path / place, *names)) for place in ("here", "there"))
+    assert here.fingerprint() == there.fingerprint()
+    assert here.select([1, 0]).fingerprint() != here.fingerprint()
+    more = open_source(fill(tmp_path / "here", "dog/2.png"))
+    assert more.fingerprint() != here.fingerprint()
+
+
+def test_selection_keeps_ids_and_images(tmp_path):
+    source = open_source(fill(tmp_path, "cat/1.png", "dog/1.png", "dog/2.png")).select([2, 0])
+    assert source.ids == ("dog/2.png", "cat/1.png")
+    assert source.labels == (1, 0)
+    assert source.class_names == ("cat", "dog")
+    assert [sample.load().getpixel((0, 0))[0] for sample in source] == [20, 0]
+
+
+def test_a_source_is_a_batch_of_images(tmp_path):
+    source = open_source(fill(tmp_path, "1.png", "2.png"))
+    for images in (images_from(source), images_from([source[0], source[1]])):
+        assert [image.getpixel((0, 0))[0] for image in images] == [0, 10]
+
+
+def test_sources_travel_to_workers(tmp_path):
+    source = open_source(fill(tmp_path, "cat/1.png", "dog/1.png"))
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy == source
+    assert copy[1].load().getpixel((0, 0)) == (10, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("uri", "hint"),
+    [
+        ("folde:x", "'folder'"),
+        ("photos", "'folder:photos'"),
+        ("fashion-mnist", "'torchvision:fashion-mnist'"),
+        ("torchvision:cifar", "'cifar10'"),
+        ("torchvision:", "pets"),
+        ("", "folder"),
+    ],
+)
+def test_unknown_sources(uri, hint):
+    with pytest.raises(SourceError, match=hint):
+        open_source(uri)
+
+
+@pytest.mark.parametrize(("ids", "labels"), [(("a", "a"), None), (("a", "b"), (0,)), (("a",), (2,)), (("a",), (-1,))])
+def test_inconsistent_sources(ids, labels):
+    with pytest.raises(SourceError):
+        Source(name="mine", ids=ids, labels=labels, class_names=("x", "y"), read=lambda id: Image.new("RGB", (1, 1)))
+
+
+def idx(array):
+    header = (0x0800 + array.ndim).to_bytes(4) + b"".join(side.to_bytes(4) for side in array.shape)
+    return header + array.tobytes()
+
+
+@pytest.fixture
+def digits():
+    return np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
+
+
+def write_idx(folder, digits, labels, *, packed, prefix="t10k"):
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = np.asarray(labels, dtype=np.uint8)
+    for name, array in ((f"{prefix}-images-idx3-ubyte", digits), (f"{prefix}-labels-idx1-ubyte", labels)):
+        data = idx(array)
+        if packed:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(data))
+        else:
+            (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", ["", "FashionMNIST/raw"])
+def test_fashion_mnist_in_every_layout(tmp_path, digits, packed, layout):
+    write_idx(tmp_path / layout, digits, [9, 2, 1, 1, 6, 1, 4], packed=packed)
+    source = open_source("torchvision:fashion-mnist", root=tmp_path)
+    assert source.ids[5] == "fashion-mnist/test/00005"
+    assert source.labels == (9, 2, 1, 1, 6, 1, 4)
+    assert source.class_names[0] == "T-shirt/top"
+    assert np.array_equal(np.asarray(source[3].load())[..., 1], digits[3])
+    assert np.array_equal(np.asarray(source.select([6])[0].load())[..., 2], digits[6])
+
+
+def test_splits_are_kept_apart(tmp_path, digits):
+    write_idx(tmp_path, digits, range(7), packed=True, prefix="train")
+    assert open_source("torchvision:mnist", root=tmp_path, split="train").ids[0] == "mnist/train/00000"
+    assert open_source("torchvision:mnist", root=tmp_path, split="train").class_names == tuple("0123456789")
+    with pytest.raises(SourceError, match=r"mnist \(test\) is not here"):
+        open_source("torchvision:mnist", root=tmp_path)
+    with pytest.raises(SourceError, match="no split 'val'"):
+        open_source("torchvision:mnist", root=tmp_path, split="val")
+
+
+def test_data_folder_of_the_environment(tmp_path, monkeypatch, digits):
+    write_idx(tmp_path / "MNIST" / "raw", digits, range(7), packed=True)
+    monkeypatch.setenv("DIFFSIGHT_DATA", str(tmp_path))
+    assert len(open_source("torchvision:mnist")) == 7
+
+
+def test_damaged_idx_files(tmp_path, digits):
+    write_idx(tmp_path, digits, range(7), packed=True)
+    images = tmp_path / "t10k-images-idx3-ubyte.gz"
+    whole = images.read_bytes()
+    raw = gzip.decompress(whole)
+    for data in (
+        whole[:-20],
+        b"text",
+        gzip.compress(raw[:-1]),
+        gzip.compress(raw[:5]),
+        gzip.compress(b"\0" * len(raw)),
+    ):
+        images.write_bytes(data)
+        with pytest.raises(SourceError, match="t10k-images"):
+            open_source("torchvision:mnist", root=tmp_path)
+    write_idx(tmp_path, digits, range(6), packed=True)
+    with pytest.raises(SourceError, match="7 test images but 6 labels"):
+        open_source("torchvision:mnist", root=tmp_path)
+    write_idx(tmp_path, digits, [0, 1, 2, 3, 4, 5, 10], packed=True)
+    with pytest.raises(SourceError, match="label 10"):
+        open_source("torchvision:mnist", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "flowers102", "svhn", "fashion-mnist"])
+def test_absent_data_say_where_and_how(tmp_path, name):
+    with pytest.raises(SourceError) as failure:
+        open_source(f"torchvision:{name}", root=tmp_path)
+    message = str(failure.value)
+    assert str(tmp_path) in message
+    assert f"{str(tmp_path)!r}, " in message
+    assert "download=True" in message
+    assert "\n" not in message
+
+
+def food(root):
+    save(root / "food-101/images/apple_pie/1.jpg", 40)
+    save(root / "food-101/images/hot_dog/2.jpg", 80)
+    (root / "food-101/meta").mkdir()
+    (root / "food-101/meta/test.json").write_text(json.dumps({"apple_pie": ["apple_pie/1"], "hot_dog": ["hot_dog/2"]}))
+    return "food101", ("apple pie", "hot dog")
+
+
+def pets(root):
+    save(root / "oxford-iiit-pet/images/Abyssinian_1.jpg", 40)
+    save(root / "oxford-iiit-pet/images/great_pyrenees_2.jpg", 80)
+    (root / "oxford-iiit-pet/annotations").mkdir()
+    (root / "oxford-iiit-pet/annotations/test.txt").write_text("Abyssinian_1 1 1 1\ngreat_pyrenees_2 2 2 1\n")
+    return "pets", ("Abyssinian", "Great Pyrenees")
+
+
+def aircraft(root):
+    data = root / "fgvc-aircraft-2013b/data"
+    save(data / "images/11.jpg", 40)
+    save(data / "images/22.jpg", 80)
+    (data / "variants.txt").write_text("707-320\nF/A-18\n")
+    (data / "images_variant_test.txt").write_text("11 707-320\n22 F/A-18\n")
+    return "aircraft", ("707-320", "F/A-18")
+
+
+def dtd(root):
+    data = root / "dtd/dtd"
+    save(data / "images/banded/1.jpg", 40)
+    save(data / "images/polka-dotted/2.jpg", 80)
+    (data / "labels").mkdir()
+    (data / "labels/test1.txt").write_text("banded/1.jpg\npolka-dotted/2.jpg\n")
+    return "dtd", ("banded", "polka-dotted")
+
+
+def eurosat(root):
+    save(root / "eurosat/2750/AnnualCrop/1.jpg", 40)
+    save(root / "eurosat/2750/Forest/2.jpg", 80)
+    return "eurosat", ("annual crop land", "forest")
+
+
+@pytest.mark.parametrize("make", [food, pets, aircraft, dtd, eurosat])
+def test_torchvisions_sets_of_files(tmp_path, make):
+    name, class_names = make(tmp_path)
+    source = open_source(f"torchvision:{name}", root=tmp_path)
+    assert source.ids == (f"{name}/test/00000", f"{name}/test/00001")
+    assert source.labels == (0, 1)
+    assert source.class_names[:2] == class_names
+    assert abs(source[1].load().getpixel((2, 2))[0] - 80) < 4
+
+
+@pytest.mark.parametrize("make", [food, pets])
+def test_a_damaged_image_of_a_set_is_one_image_error(tmp_path, make):
+    name, _ = make(tmp_path)
+    for path in tmp_path.rglob("*2.jpg"):
+        path.write_text("text")
+    source = open_source(f"torchvision:{name}", root=tmp_path)
+    assert source[0].load().size == (5, 4)
+    with pytest.raises(ImageError):
+        source[1].load()
+
+
+def test_a_set_that_is_incomplete(tmp_path):
+    (tmp_path / "food-101").mkdir()
+    with pytest.raises(SourceError, match="incomplete or damaged"):
+        open_source("torchvision:food101", root=tmp_path)
+
+
+def test_cifar_as_torchvision_reads_it(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels.reshape(2, -1), "labels": [1, 0]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane", "automobile"]}))
+    # Only the sums of the real files are taken away.
+    monkeypatch.setattr(CIFAR10, "train_list", [])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": None})
+    source = open_source("torchvision:cifar10", root=tmp_path)
+    assert source.class_names == ("airplane", "automobile")
+    assert source.labels == (1, 0)
+    assert np.array_equal(np.asarray(source[1].load()), pixels[1].transpose(1, 2, 0))
+
+
+def test_flower_names_are_fit_for_prompts():
+    from torchvision.datasets import Flowers102
+
+    from diffsight.data.torchvision_sets import TORCHVISION
+
+    renamed = TORCHVISION["flowers102"].renamed
+    assert set(renamed) < set(Flowers102.classes)
+    names = [renamed.get(name, name) for name in Flowers102.classes]
+    assert len(set(names)) == 102
+    assert not any("?" in name for name in names)
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.exists(), reason="needs Debian's package dataset-fashion-mnist")
+def test_fashion_mnist_of_debian(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFSIGHT_DATA", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = open_source("torchvision:fashion-mnist")
+    assert len(source) == 10_000
+    assert source.labels[:5] == (9, 2, 1, 1, 6)
+    assert np.bincount(source.labels).tolist() == [1000] * 10
+    assert source[0].load().size == (28, 28)
