@@ -26,7 +26,8 @@ def test_posterior_variance_agrees_with_diffusers():
     ours = posterior_log_variance(SCHEDULE).exp()
     for level in (1, 10, 500, 999):
         expected = scheduler._get_variance(level, variance_type="fixed_small")
-        assert ours[level].item() == pytest.approx(expected.item(), rel=1e-4)
+        # diffusers computes 1 - alpha_bar in fp32, which is good to 1e-3 at the cleanest levels.
+        assert ours[level].item() == pytest.approx(expected.item(), rel=1e-3)
     assert ours[0] == ours[1]
 
 
@@ -34,9 +35,7 @@ def test_kl_is_that_of_two_gaussians():
     x0, eps, x_t, alpha, sigma = noised()
     guess = eps + 0.1 * torch.randn(eps.shape, generator=torch.Generator().manual_seed(1))
     log_variance = learned_log_variance(torch.full_like(x0, 0.3), SCHEDULE, INDEX)
-    prediction = Prediction(
-        output=guess, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance
-    )
+    prediction = Prediction(output=guess, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance)
     ours = kl_bits(prediction, x0, SCHEDULE, INDEX)
     beta, alpha_bar = SCHEDULE.beta[INDEX], SCHEDULE.alpha[INDEX] ** 2
     before = SCHEDULE.alpha[INDEX - 1] ** 2

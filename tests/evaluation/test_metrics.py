@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
-from diffsight.errors import InputError
-from diffsight.evaluation.metrics import cost, mean_per_class, reliability, summary, top_k, wilson
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from diffsight.errors import InputError
+from diffsight.evaluation.metrics import cost, mean_per_class, reliability, summary, top_k, wilson
 
 
 # Newcombe, Statistics in Medicine 17 (1998), table I, method 3 (score without continuity correction).
@@ -56,10 +57,10 @@ def test_bootstrap_interval_is_that_of_resampling_by_hand():
     labels = np.repeat([0, 1, 2], [40, 30, 20])
     correct = rng.random(90) < np.array([0.9, 0.5, 0.3])[labels]
     means = [
-        np.mean([rng.choice(correct[labels == c], (labels == c).sum()).mean() for c in range(3)]) for _ in range(4000)
+        np.mean([rng.choice(correct[labels == c], (labels == c).sum()).mean() for c in range(3)]) for _ in range(1000)
     ]
     estimate = mean_per_class(correct, labels, resamples=20_000)
-    assert [estimate.low, estimate.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+    assert [estimate.low, estimate.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.015)
 
 
 def test_bootstrap_is_seeded():

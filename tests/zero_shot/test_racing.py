@@ -39,7 +39,7 @@ def algorithm_1(errors, min_scores, max_scores, cutoff):
     return min(scores, key=lambda arm: np.mean(scores[arm])), calls
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_t_test_is_algorithm_1(seed):
     errors = table(200, np.linspace(0, 1, 8), seed)
     played = replay(PairedTTest(max_draws=200), errors)
@@ -70,36 +70,38 @@ def test_a_single_draw_decides_nothing(policy):
 def test_normal_evidence_is_a_bayes_factor(shift):
     d = np.random.default_rng(1).standard_normal((12, 1)) + shift
     d *= np.sign(d.mean())
-    n, precision = len(d), 0.1
+    n, effect_variance = len(d), 0.1
     t = d.mean() / d.std(ddof=1) * n**0.5
 
     def weighted(effect):
-        return stats.nct.pdf(t, n - 1, effect * n**0.5) * stats.norm.pdf(effect, scale=precision**0.5)
+        return stats.nct.pdf(t, n - 1, effect * n**0.5) * stats.norm.pdf(effect, scale=effect_variance**0.5)
 
     factor = integrate.quad(weighted, -4, 4)[0] / stats.t.pdf(t, n - 1)
-    assert normal_evidence(d, precision=precision).item() == pytest.approx(np.log(factor), abs=1e-5)
+    assert normal_evidence(d, effect_variance=effect_variance).item() == pytest.approx(np.log(factor), abs=1e-5)
 
 
 def test_normal_evidence_of_a_known_variance():
     d = np.abs(np.random.default_rng(2).standard_normal((12, 4000)))
-    n, precision = len(d), 0.1
+    n, effect_variance = len(d), 0.1
     pooled = d.var(axis=0, ddof=1).mean()
     z = d.mean(axis=0) * (n / pooled) ** 0.5
-    known = (z**2 * precision * n / (1 + precision * n) - np.log1p(precision * n)) / 2
-    assert normal_evidence(d, precision=precision, prior=1e5) == pytest.approx(known, abs=0.05, rel=0.01)
+    known = (z**2 * effect_variance * n / (1 + effect_variance * n) - np.log1p(effect_variance * n)) / 2
+    assert normal_evidence(d, effect_variance=effect_variance, prior=1e5) == pytest.approx(known, abs=0.05, rel=0.01)
 
 
 def test_sign_evidence_is_a_mixture():
     d = np.random.default_rng(3).standard_t(3, (15, 1)) + 0.5
-    scale, precision = np.array([1.7]), 0.2
+    scale, effect_variance = np.array([1.7]), 0.2
 
     def weighted(bet):
         return np.exp(bet * d.sum() - bet**2 * np.square(d).sum() / 2) * stats.halfnorm.pdf(
-            bet, scale=precision**0.5 / scale.item()
+            bet, scale=effect_variance**0.5 / scale.item()
         )
 
     mixture = integrate.quad(weighted, 0, 5)[0]
-    assert sign_evidence(d, scale=scale, precision=precision).item() == pytest.approx(np.log(mixture), abs=1e-6)
+    assert sign_evidence(d, scale=scale, effect_variance=effect_variance).item() == pytest.approx(
+        np.log(mixture), abs=1e-6
+    )
 
 
 def test_sign_evidence_is_fair_to_every_sequence_of_signs():
@@ -108,7 +110,7 @@ def test_sign_evidence_is_fair_to_every_sequence_of_signs():
     signs = 1 - 2 * ((np.arange(2**12)[None, :] >> np.arange(12)[:, None]) & 1)
     d = sizes[:, None] * signs
     scale = np.sqrt(np.square(d[:4]).mean(axis=0))
-    assert 0.1 < np.exp(sign_evidence(d, scale=scale, precision=0.1)).mean() <= 1
+    assert 0.1 < np.exp(sign_evidence(d, scale=scale, effect_variance=0.1)).mean() <= 1
 
 
 NOISE = {
@@ -126,16 +128,13 @@ def test_evidence_against_an_equal_arm_is_rarely_strong(test, noise):
     # Each column is a race of its own between two arms that are equally good, looked at after every draw.
     trials, level = 3000, 0.02
     d = NOISE[noise](np.random.default_rng(5), (200, trials))
-    scale, precision = np.sqrt(np.square(d[:8]).mean(axis=0)), sharpest_at(40, level)
+    scale, effect_variance = np.sqrt(np.square(d[:8]).mean(axis=0)), sharpest_at(40, level)
     peak = np.full(trials, -np.inf)
     for seen in range(8, 201):
-        looks = d[:seen]
-        signs = test == "signs"
-        evidence = (
-            sign_evidence(looks, scale=scale, precision=precision)
-            if signs
-            else normal_evidence(looks, precision=precision)
-        )
+        if test == "signs":
+            evidence = sign_evidence(d[:seen], scale=scale, effect_variance=effect_variance)
+        else:
+            evidence = normal_evidence(d[:seen], effect_variance=effect_variance)
         peak = np.maximum(peak, evidence)
     crossed = int((peak >= np.log(1 / level)).sum())
     assert crossed > 0
@@ -151,11 +150,13 @@ def test_the_best_arm_is_lost_no_more_often_than_stated(policy):
     assert stats.binomtest(lost, trials, error, alternative="greater").pvalue > 1e-3
 
 
-def test_repeated_t_tests_lose_it_more_often():
-    rng, trials, error = np.random.default_rng(6), 60, 0.1
-    uncorrected = PairedTTest(min_draws=8, max_draws=64, cutoff=error, step=14)
-    lost = sum(lost_best(uncorrected, rng.standard_normal((64, 4))) for _ in range(trials))
-    assert stats.binomtest(lost, trials, error, alternative="greater").pvalue < 1e-3
+def test_repeated_t_tests_are_wrong_more_often():
+    trials, level = 1000, 0.02
+    d = np.random.default_rng(5).standard_normal((100, trials))
+    crossed = np.zeros(trials, dtype=bool)
+    for seen in range(8, 101, 4):
+        crossed |= paired_p_values(d[:seen]) < level
+    assert stats.binomtest(int(crossed.sum()), trials, level, alternative="greater").pvalue < 1e-6
 
 
 @pytest.mark.parametrize("policy", RACES, ids=str)
@@ -192,7 +193,7 @@ def test_pooled_variance_saves_early_calls():
 
 def test_two_arms_have_no_variance_to_borrow():
     d = table(20, [0.5])
-    assert normal_evidence(d, precision=0.1, prior=30) == normal_evidence(d, precision=0.1)
+    assert normal_evidence(d, effect_variance=0.1, prior=30) == normal_evidence(d, effect_variance=0.1)
 
 
 @pytest.mark.parametrize("policy", [Race, PooledRace], ids=lambda policy: policy.name)
@@ -245,9 +246,9 @@ def test_rivals_that_are_out_still_count():
 def test_a_test_is_sharpest_where_it_was_tuned():
     def needed(tuned_for, gap):
         n = np.arange(2, 2000)
-        precision = sharpest_at(tuned_for, 0.01)
-        z = gap * n / np.sqrt(n + 1 / precision)
-        return n[(z**2 - np.log1p(precision * n)) / 2 >= np.log(100)][0]
+        effect_variance = sharpest_at(tuned_for, 0.01)
+        z = gap * n / np.sqrt(n + 1 / effect_variance)
+        return n[(z**2 - np.log1p(effect_variance * n)) / 2 >= np.log(100)][0]
 
     for tuned_for, gap in ((20, 0.8), (500, 0.16)):
         assert needed(tuned_for, gap) < min(needed(tuned_for * 20, gap), needed(tuned_for / 20, gap))

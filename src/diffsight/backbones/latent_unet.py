@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from diffsight.backbones.base import Condition
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
-from diffsight.diffusion.prediction import Prediction
+from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule
 from diffsight.errors import PromptError
 
@@ -27,7 +27,7 @@ class LatentUNet:
     text_encoder: CLIPTextModel
     tokenizer: PreTrainedTokenizerBase
     schedule: Schedule
-    prediction: str
+    prediction: Space
     transform: ImageTransform
     provenance: dict[str, str]
 

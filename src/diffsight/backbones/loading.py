@@ -13,6 +13,7 @@ import torch
 from diffsight.backbones.base import Backbone, resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
 from diffsight.data.images import ImageTransform
+from diffsight.diffusion.prediction import Space
 from diffsight.diffusion.schedule import from_config
 from diffsight.errors import ModelError
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 FAMILIES = {"StableDiffusionPipeline": "latent_unet", "DiTPipeline": "transformer"}
 PARTS = {"latent_unet": ("unet", "vae", "text_encoder"), "transformer": ("transformer", "vae")}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+PREDICTIONS: Mapping[str, Space] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def load(
@@ -77,13 +78,14 @@ def load(
 
 
 def weights_hash(folder: Path, parts: tuple[str, ...]) -> str:
-    """SHA-256 over the safetensors files of the named parts, by content and in order.
+    """SHA-256 over the safetensors files of the named parts and the tokenizer's vocabulary, by content and in order.
 
     Raises:
         ModelError: If a part holds only pickles, or no weights at all.
     """
     digest = hashlib.sha256()
-    for file in _weight_files(folder, parts):
+    vocabulary = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
+    for file in (*_weight_files(folder, parts), *(path for path in vocabulary if path.exists())):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
@@ -232,7 +234,7 @@ def _transform(folder: Path, card: Card | None, size: int, *, resize: str) -> Im
     return ImageTransform.from_dict(settings | dict(card.transform if card else {}))
 
 
-def _prediction(config: Mapping[str, Any]) -> str:
+def _prediction(config: Mapping[str, Any]) -> Space:
     kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
         raise ModelError(

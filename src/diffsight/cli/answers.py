@@ -90,10 +90,11 @@ def show(answers: Answers, top: int, note: str | None) -> None:
             row.append("" if truth is None else "right" if right else f"wrong, it is {truth}")
         rows.append(row)
     output.show(output.table(rows, align="<<>" + "<>" * len(places) + "><"))
+    images = "1 image" if totals["images"] == 1 else f"{totals['images']:,} images"
     output.show(
-        f"{totals['images']:,} images, {totals['calls']:,} calls, {totals['calls_per_image']:,.1f} calls per image, "
+        f"{images}, {totals['calls']:,} calls, {totals['calls_per_image']:,.1f} calls per image, "
         f"{totals['calls_per_second']:,.0f} calls/s, {output.duration(totals['seconds'])}"
-        + (f", {totals['ties']} ties" if totals["ties"] else "")
+        + (f", {totals['ties']} tied" if totals["ties"] else "")
         + (f", {totals['failed']} failed" if totals["failed"] else "")
     )
     if totals["judged"]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -51,7 +51,7 @@ Templates = Annotated[
     typer.Option(
         "--template",
         metavar="TEXT",
-        help="Prompt with {} for the class name; may be repeated (default: the preset's or task's, or 'a photo of a {}.').",
+        help="Prompt with {} for the class name; may be repeated (default: of preset or task, or 'a photo of a {}.').",
     ),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the noise.")]
@@ -157,20 +157,39 @@ def make_settings(
     Raises:
         InputError: If a name is unknown, or a preset is given together with what it fixes.
     """
-    from diffsight.diffusion.weighting import BY_NAME
-    from diffsight.zero_shot.settings import Settings
+    from diffsight.zero_shot.settings import Ensemble, Settings
     from diffsight.zero_shot.settings import preset as paper
 
-    fixed = {"loss": loss, "weighting": weighting, "ensemble": ensemble}
-    chosen = {name: value for name, value in fixed.items() if value is not None}
+    asked = {"policy": policy, "draws": draws, "loss": loss, "weighting": weighting, "ensemble": ensemble}
     if preset is not None:
-        asked = {"policy": policy, "draws": draws, **fixed}
         if surplus := [f"--{name}" for name, value in asked.items() if value is not None]:
             raise InputError(f"--preset {preset} fixes that already: leave out {' and '.join(surplus)}, or --preset.")
         return replace(paper(preset).settings, seed=seed)
-    if weighting is not None and weighting not in BY_NAME:
-        raise InputError(f"Unknown weighting {weighting!r}. {nearest(weighting, BY_NAME)}")
-    return Settings(policy=make_policy(policy, draws), seed=seed, **chosen)
+    check_names(loss=loss, weighting=weighting, ensemble=ensemble)
+    usual = Settings()
+    return Settings(
+        policy=make_policy(policy, draws),
+        loss=loss or usual.loss,
+        weighting=weighting or usual.weighting,
+        ensemble=cast(Ensemble, ensemble or usual.ensemble),
+        seed=seed,
+    )
+
+
+def check_names(*, loss: str | None, weighting: str | None, ensemble: str | None) -> None:
+    """Refuse unknown names before anything is loaded.
+
+    Raises:
+        InputError: If there is one; the message says what was probably meant.
+    """
+    from diffsight.diffusion.weighting import BY_NAME
+    from diffsight.zero_shot.scoring import LOSSES
+    from diffsight.zero_shot.settings import ENSEMBLES
+
+    asked = {"loss": (loss, (*LOSSES, "kl")), "weighting": (weighting, BY_NAME), "ensemble": (ensemble, ENSEMBLES)}
+    for option, (name, known) in asked.items():
+        if name is not None and name not in known:
+            raise InputError(f"Unknown {option} {name!r}. {nearest(name, known)}")
 
 
 def read_classes(names: Sequence[str] | None, file: Path | None) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """What the commands say: results on stdout as plain tables or JSON, everything else on stderr."""
 
+import io
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ def console() -> Iterator[None]:
     for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # A file name need not be text in the terminal's encoding.
+        if isinstance(stream, io.TextIOWrapper):  # A file name need not be text in the terminal's encoding.
             stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -38,6 +38,7 @@ def rescore(
     with output.interruptible("The run is as it was."):
         from diffsight.evaluation.rescoring import rescore as score_again
 
+        options.check_names(loss=loss, weighting=weighting, ensemble=ensemble)
         if draws is not None and policy is None:
             raise InputError("--draws belongs to a policy: name it, too, for example --policy exhaustive.")
         asked = options.make_policy(policy, draws).to_dict() if policy is not None else None

@@ -109,9 +109,9 @@ def find_orphans(run: Path, checkpoint: Checkpoint) -> list[Path]:
                 continue
             if int(match[1]) > checkpoint.commits:
                 raise RunError(
-                    f"{file} is of commit {int(match[1])}, but checkpoint.json knows only {checkpoint.commits} commits: "
-                    "it is missing or an old copy. Nothing has been changed. Restore the newest checkpoint.json, or "
-                    "delete the files with this and higher numbers to have them computed again."
+                    f"{file} is of commit {int(match[1])}, but checkpoint.json knows only {checkpoint.commits} of "
+                    "them: it is missing or an old copy. Nothing has been changed. Restore the newest checkpoint.json, "
+                    "or delete the files with this and higher numbers to have them computed again."
                 )
             orphans.append(file)
     return orphans

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest
 
 from diffsight.errors import InputError
 
@@ -62,6 +61,8 @@ def wilson(successes: int, total: int, *, level: float = 0.95) -> Estimate:
         total: Of how many, at least 1.
         level: Confidence level of the interval.
     """
+    from scipy.stats import binomtest  # slow to import, and the list of tasks does not need it
+
     interval = binomtest(successes, total).proportion_ci(level, method="wilson")
     return Estimate(successes / total, float(interval.low), float(interval.high))
 

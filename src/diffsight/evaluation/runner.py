@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow as pa
 from diffsight.backbones.base import Backbone
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source
-from diffsight.errors import InputError, RunError
+from diffsight.errors import InputError
 from diffsight.evaluation.metrics import summary
 from diffsight.evaluation.store import Manifest, Run
 from diffsight.evaluation.task import Task

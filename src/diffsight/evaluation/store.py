@@ -165,7 +165,7 @@ class Run:
             columns: Only these columns; all by default.
 
         Returns:
-            The rows in the order in which they were committed.
+            The rows in the order in which they were committed; a dictionary column has one dictionary for all parts.
 
         Raises:
             RunError: If there is no such table, or a part is damaged.
@@ -174,7 +174,7 @@ class Run:
             raise RunError(f"{self.path} has no table {table!r}. It has: {', '.join(self.tables) or 'none yet'}.")
         chosen = None if columns is None else list(columns)
         files = (pq.ParquetFile(pa.BufferReader(self._bytes(part))) for part in self._checkpoint.parts[table])
-        return pa.concat_tables([file.read(columns=chosen) for file in files])
+        return pa.concat_tables([file.read(columns=chosen) for file in files]).unify_dictionaries()
 
     def failures(self) -> list[dict[str, Any]]:
         """All committed failures, in the order in which they were committed."""

@@ -21,6 +21,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,9 +106,13 @@ class Task:
         return self.class_names
 
 
+def _builtin() -> Traversable:
+    return files("diffsight.evaluation").joinpath("tasks")
+
+
 def list_tasks() -> tuple[str, ...]:
     """Names of the tasks that come with diffsight, for `load_task`."""
-    names = (file.name for file in files(__package__).joinpath("tasks").iterdir())
+    names = (file.name for file in _builtin().iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
@@ -125,9 +130,7 @@ def load_task(name_or_path: str | Path) -> Task:
     text = os.fspath(name_or_path)
     path = Path(text.removeprefix("folder:")).expanduser()
     if text in list_tasks():
-        return parse_task(
-            files(__package__).joinpath("tasks", f"{text}.yaml").read_text("utf-8"), origin=f"{text}.yaml"
-        )
+        return parse_task(_builtin().joinpath(f"{text}.yaml").read_text("utf-8"), origin=f"{text}.yaml")
     if text.startswith("folder:") or path.is_dir():
         return folder_task(path)
     if path.suffix in (".yaml", ".yml"):

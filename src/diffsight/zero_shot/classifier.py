@@ -1,5 +1,6 @@
 """`DiffusionClassifier`: a scikit-learn estimator whose X is images and whose classes are words."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from diffsight.backbones.base import Backbone
 from diffsight.backbones.loading import load
-from diffsight.data.images import images_from
+from diffsight.data.images import Images, images_from
 from diffsight.data.prompts import PromptSet
 from diffsight.errors import ImageError, InputError
 from diffsight.zero_shot.elimination import Exhaustive, Policy
@@ -62,6 +63,24 @@ def encode_images(
         if len(batch) == group:
             yield from encode()
     yield from encode()
+
+
+def _by_content(images: Images, ids: list[str]) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+    """Name each image by its pixels, so that its noise depends neither on its place nor on its file; fills ``ids``."""
+    for position in range(len(images)):
+        try:
+            image = images[position]
+        except ImageError as error:
+            ids.append(f"unreadable-{position}")
+            yield ids[-1], partial(_refuse, error)
+        else:
+            content = f"{image.size}".encode() + image.tobytes()
+            ids.append(hashlib.sha256(content).hexdigest()[:16])
+            yield ids[-1], partial(Image.Image.copy, image)
+
+
+def _refuse(error: ImageError) -> Image.Image:
+    raise error
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -156,9 +175,13 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             ModelError: If the model cannot be loaded.
         """
         backbone = load(self.backbone) if isinstance(self.backbone, str | Path) else self.backbone
-        settings = Settings(loss=self.loss, weighting=self.weighting, ensemble=self.ensemble, seed=self.seed)
-        if self.policy is not None:
-            settings = replace(settings, policy=self.policy)
+        settings = Settings(
+            policy=self.policy or Settings().policy,
+            loss=self.loss,
+            weighting=self.weighting,
+            ensemble=self.ensemble,
+            seed=self.seed,
+        )
         self.setup_: Setup = prepare(backbone, self._prompts(backbone), settings)
         self.classes_ = np.array(self.setup_.prompts.class_names)
         return self
@@ -167,7 +190,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         self,
         X: Any,
         *,
-        progress: Callable[[int, int], None] | None = None,  # noqa: ANN401, N803
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Verdict]:
         """Everything that is known about each image: label, runner-up, probabilities, cost, ties.
 
@@ -180,14 +203,14 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         """
         setup = self._fitted()
         images = images_from(X)
-        openers = ((f"image-{i}", partial(images.__getitem__, i)) for i in range(len(images)))
+        ids: list[str] = []
         engine = setup.engine(self.batch_size)
         done: dict[str, Scored] = {}
-        for finished in engine.run(encode_images(setup.backbone, openers)):
+        for finished in engine.run(encode_images(setup.backbone, _by_content(images, ids))):
             done.update({scored.id: scored for scored in finished})
             if progress is not None:
                 progress(len(done), engine.calls)
-        return [decide(done[f"image-{i}"], setup.contest, scale=self.scale) for i in range(len(images))]
+        return [decide(done[id], setup.contest, scale=self.scale) for id in ids]
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: ANN401, N803
         """Class name of each image.
@@ -218,9 +241,8 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         setup = self._fitted()
         settings = replace(setup.settings, policy=Exhaustive(num_draws=num_draws))
         full = prepare(setup.backbone, setup.prompts, settings)
-        (opened,) = images_from(image)
         engine = full.engine(self.batch_size)
-        images = encode_images(setup.backbone, [("image-0", lambda: opened)])
+        images = encode_images(setup.backbone, _by_content(images_from(image), []))
         (scored,) = (scored for finished in engine.run(images) for scored in finished)
         if scored.failure:
             raise ImageError(scored.failure)

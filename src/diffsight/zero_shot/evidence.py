@@ -23,39 +23,39 @@ def paired_p_values(differences: Float[np.ndarray, "draws arms"]) -> Float[np.nd
 
 
 def sign_evidence(
-    differences: Float[np.ndarray, "draws arms"], *, scale: Float[np.ndarray, " arms"], precision: float
+    differences: Float[np.ndarray, "draws arms"], *, scale: Float[np.ndarray, " arms"], effect_variance: float
 ) -> Float[np.ndarray, " arms"]:
     """Log e-value against "the arm is no worse than the leader", for symmetric noise of any shape and size.
 
     Given how large the differences are, only their signs are random, and ``exp(b * sum(d) - b² * sum(d²) / 2)`` is a
     supermartingale for every ``b >= 0`` (de la Peña 1999). It is mixed over a half-normal ``b`` whose spread is
-    ``sqrt(precision) / scale``; the scale may depend on sizes, but must not change from look to look.
+    ``sqrt(effect_variance) / scale``; the scale may depend on sizes, but must not change from look to look.
 
     Args:
         differences: Positive where the arm is worse.
         scale: Root mean square of some of each arm's differences.
-        precision: 1 / precision is about the number of draws at which the test is sharpest.
+        effect_variance: Prior variance of (mean / size of one draw), from `sharpest_at`.
     """
     total = np.divide(differences.sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)
     energy = np.divide(np.square(differences).sum(axis=0), scale**2, out=np.zeros_like(scale), where=scale > 0)
-    width = 1 + precision * energy
-    z = total * np.sqrt(precision / width)
+    width = 1 + effect_variance * energy
+    z = total * np.sqrt(effect_variance / width)
     return np.log(2) - np.log(width) / 2 + z**2 / 2 + special.log_ndtr(z)
 
 
 def normal_evidence(
-    differences: Float[np.ndarray, "draws arms"], *, precision: float, prior: float = 0.0
+    differences: Float[np.ndarray, "draws arms"], *, effect_variance: float, prior: float = 0.0
 ) -> Float[np.ndarray, " arms"]:
     """Log e-value against "the arm is no worse than the leader", for normal noise of unknown variance.
 
-    The Bayes factor of an effect ``mean / sd ~ N(0, precision)`` against none. With ``prior=0`` the variance has the
-    right Haar prior, and the e-value is exact whatever the variance is (Lai 1976; Wang & Ramdas 2310.03722). Otherwise
-    the variance has an inverse-gamma prior, worth ``prior`` draws, at the average over the other arms given: exact if
-    variances of arms really scatter like that, and stronger with few draws.
+    The Bayes factor of an effect ``mean / sd ~ N(0, effect_variance)`` against none. With ``prior=0`` the variance has
+    the right Haar prior, and the e-value is exact whatever the variance is (Lai 1976; Wang & Ramdas 2310.03722).
+    Otherwise the variance has an inverse-gamma prior, worth ``prior`` draws, at the average over the other arms given:
+    exact if variances of arms really scatter like that, and stronger with few draws.
 
     Args:
         differences: Positive where the arm is worse.
-        precision: 1 / precision is about the number of draws at which the test is sharpest.
+        effect_variance: Prior variance of (mean / size of one draw), from `sharpest_at`.
         prior: Degrees of freedom of the pooled variance; never more than those there are.
     """
     count, arms = differences.shape
@@ -65,13 +65,13 @@ def normal_evidence(
     pooled = (residual.sum() - residual) / max((arms - 1) * (count - 1), 1)
     within = freedom * pooled + residual
     between = count * mean**2
-    shrink = 1 / (1 + precision * count)
+    shrink = 1 / (1 + effect_variance * count)
     ratio = np.divide(within + between, within + shrink * between, out=np.ones(arms), where=between > 0)
     evidence = (np.log(shrink) + (freedom + count) * np.log(ratio)) / 2
     return np.where(mean > 0, evidence, -np.inf)
 
 
 def sharpest_at(draws: float, level: float) -> float:
-    """The ``precision`` that makes a normal-mixture test sharpest after so many draws (Howard et al. 2021, §3.5)."""
+    """The effect variance that makes a normal-mixture test sharpest after so many draws (Howard et al. 2021, §3.5)."""
     nats = 2 * np.log(1 / level)
     return float((nats + np.log1p(nats)) / draws)

@@ -132,8 +132,8 @@ class Race:
         def is_worse(differences: np.ndarray, rivals: int) -> np.ndarray:
             blocks = _averages(differences, self.block)
             scale = np.sqrt(np.square(blocks[: self.min_draws // self.block]).mean(axis=0))
-            precision = sharpest_at(self.tuned_for / self.block, self.error / rivals)
-            return sign_evidence(blocks, scale=scale, precision=precision) >= np.log(rivals / self.error)
+            effect_variance = sharpest_at(self.tuned_for / self.block, self.error / rivals)
+            return sign_evidence(blocks, scale=scale, effect_variance=effect_variance) >= np.log(rivals / self.error)
 
         return _look(errors, alive, is_worse, first=self.min_draws, step=self.step, last=self.max_draws)
 
@@ -193,8 +193,9 @@ class PooledRace:
 
         def is_worse(differences: np.ndarray, rivals: int) -> np.ndarray:
             blocks = _averages(differences, self.block)
-            precision = sharpest_at(self.tuned_for / self.block, self.error / rivals)
-            return normal_evidence(blocks, precision=precision, prior=self.prior) >= np.log(rivals / self.error)
+            effect_variance = sharpest_at(self.tuned_for / self.block, self.error / rivals)
+            evidence = normal_evidence(blocks, effect_variance=effect_variance, prior=self.prior)
+            return evidence >= np.log(rivals / self.error)
 
         return _look(errors, alive, is_worse, first=self.min_draws, step=self.step, last=self.max_draws)
 

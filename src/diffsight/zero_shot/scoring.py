@@ -36,11 +36,10 @@ class Requests:
 
     def halves(self) -> "tuple[Requests, Requests]":
         """The first and the second half, for a device whose memory did not suffice."""
-        middle = len(self) // 2
-        return tuple(
-            Requests(image=self.image[part], draw=self.draw[part], arm=self.arm[part])
-            for part in (slice(None, middle), slice(middle, None))
-        )
+        return self._part(slice(None, len(self) // 2)), self._part(slice(len(self) // 2, None))
+
+    def _part(self, rows: slice) -> "Requests":
+        return Requests(image=self.image[rows], draw=self.draw[rows], arm=self.arm[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -82,18 +81,18 @@ class Scorer:
         Returns:
             Mean over channels, height and width of each loss between eps and its prediction, fp32, on the device.
         """
-        pairs, pair_of_row = np.unique(np.stack([requests.image, requests.draw]), axis=1, return_inverse=True)
+        pairs, pair_of_row = np.unique(requests.image * len(self.levels) + requests.draw, return_inverse=True)
+        image, draw = np.divmod(pairs, len(self.levels))
         shape = tuple(x0.shape[1:])
-        noise = torch.cat([self.bank.noise(ids[image], [int(draw)], shape) for image, draw in pairs.T])
+        noise = [self.bank.noise(ids[i], draw[image == i].tolist(), shape) for i in np.unique(image).tolist()]
         device = x0.device
-        eps = noise.to(device, non_blocking=True)
-        level = self.levels[torch.from_numpy(pairs[1])]
-        clean = x0[torch.from_numpy(pairs[0]).to(device)]
+        eps = torch.cat(noise).to(device, non_blocking=True)
+        level = self.levels[torch.from_numpy(draw)]
+        clean = x0[torch.from_numpy(image).to(device)]
         x_t = self.backbone.schedule.mix(clean, eps, level)
-        rows = torch.from_numpy(pair_of_row.reshape(-1)).to(device)
-        arms = torch.from_numpy(requests.arm)
-        level_of_row = level[rows.cpu()]
-        prediction = self.backbone.predict(x_t[rows], level_of_row, self.condition.take(arms))
+        level_of_row = level[torch.from_numpy(pair_of_row)]
+        rows = torch.from_numpy(pair_of_row).to(device)
+        prediction = self.backbone.predict(x_t[rows], level_of_row, self.condition.take(torch.from_numpy(requests.arm)))
         target = eps[rows]
         errors = denoising_errors(prediction.eps, target)
         if self.variational:

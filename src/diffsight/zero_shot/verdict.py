@@ -71,7 +71,7 @@ def decide(scored: Scored, contest: Contest, *, scale: float | None = None) -> V
         )
     table = contest.units.reduce(scored.errors)
     of_unit = posterior(table) if scale is None else Temperature(scale).probabilities(table)
-    scores = -gaps(table)
+    scores = 0.0 - gaps(table)
     owner = np.asarray(contest.class_of_unit)
     if contest.ensemble == "mixture":
         # p(class) is the sum over its prompts: the mixture of their likelihoods, with equal shares.

@@ -1,0 +1,110 @@
+"""Every command and every program of the README runs.
+
+Commands run in a folder with what the README speaks of: photo.jpg, holiday/, names.txt. Models that would have to be
+downloaded are replaced by small ones, and REPLACED lists the rest; a limit of the draws keeps it quick.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pipelines import save_dit
+
+from diffsight.backbones.cards import assets, cards
+from diffsight.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+SAMPLES = assets() / "samples"
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+# What stands for what cannot be had in a test. None: not run.
+REPLACED = {
+    "make test": None,
+    "make demo": "diffsight classify --samples --limit 3",  # as in the Makefile, but for the limit
+    "--task pets": "--task holiday",
+    "path/to/my-model": str(assets() / "tiny-fashion"),
+}
+
+pytestmark = pytest.mark.skipif(not (assets() / "tiny-fashion").is_dir(), reason="the embedded model is not there")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    lines = "".join(blocks("bash")).splitlines()
+    return [line.partition("#")[0].strip() for line in lines]
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    return save_dit(tmp_path_factory.mktemp("dit"), names=("golden retriever", "tabby, tabby cat", "tench"))
+
+
+@pytest.fixture
+def offline(dit):
+    """Replace what a test cannot have: by a small DiT if it takes class ids, else by the embedded model."""
+
+    def replace(text):
+        for name, card in cards().items():
+            text = re.sub(
+                rf"(?<![\w./-]){re.escape(name)}(?![\w./-])",
+                str(dit) if card.family == "transformer" else "tiny-fashion",
+                text,
+            )
+        return text
+
+    return replace
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the README speaks of; one folder for all, for a run is made by one line and read by the next."""
+    place = tmp_path_factory.mktemp("readme")
+    boot, bag = (next((SAMPLES / name).iterdir()) for name in ("ankle-boot", "bag"))
+    Image.open(boot).resize((64, 64)).convert("RGB").save(place / "photo.jpg")
+    for name, source in {"cat": boot, "dog": bag}.items():
+        (place / "holiday" / name).mkdir(parents=True)
+        Image.open(source).save(place / "holiday" / name / "1.png")
+    (place / "names.txt").write_text("cat\ndog\n")
+    return place
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands(command, folder, offline, monkeypatch, capsys):
+    for text, stand_in in REPLACED.items():
+        if text in command and stand_in is None:
+            pytest.skip("this is it")
+        command = command.replace(text, stand_in or "")
+    if "fashion-mnist" in command and not FASHION.is_dir():
+        pytest.skip("needs the Debian package dataset-fashion-mnist")
+    program, *arguments = shlex.split(offline(command))
+    assert program == "diffsight"
+    if arguments[0] in ("classify", "evaluate") and "--preset" not in arguments:
+        arguments += ["--draws", "8"]
+    monkeypatch.chdir(folder)
+    code = main(arguments)
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    assert shown.out
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_programs(program, folder, offline, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    exec(compile(offline(program), "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_pictures_and_links_are_there():
+    root = README.parent
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (root / target).exists()] == []
+
+
+def test_make_demo_is_what_is_tested():
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    assert "diffsight classify --samples\n" in makefile
