@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from diffsight.zero_shot.elimination import Exhaustive as Exhaustive
     from diffsight.zero_shot.elimination import Staged as Staged
     from diffsight.zero_shot.racing import PairedTTest as PairedTTest
+    from diffsight.zero_shot.racing import Forecast as Forecast
     from diffsight.zero_shot.racing import PooledRace as PooledRace
     from diffsight.zero_shot.racing import Race as Race
     from diffsight.zero_shot.settings import Settings as Settings
@@ -39,6 +40,7 @@ _HOME = {
     "ImageTransform": "diffsight.data.images",
     "NoiseBank": "diffsight.diffusion.noise",
     "PairedTTest": "diffsight.zero_shot.racing",
+    "Forecast": "diffsight.zero_shot.racing",
     "PooledRace": "diffsight.zero_shot.racing",
     "Prediction": "diffsight.diffusion.prediction",
     "PromptSet": "diffsight.data.prompts",

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pipelines import save_dit, save_stable_diffusion
 
-from diffsight.cli import main
+from diffsight.cli import main, output
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +32,9 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, monkeypatch):
     """The command line in this process: exit code, stdout and stderr."""
+    monkeypatch.setattr(output, "SECONDS_BETWEEN_LINES", float("inf"))  # However slow the computer is.
 
     def call(*arguments):
         code = main([str(argument) for argument in arguments])

@@ -124,13 +124,13 @@ def test_settings_reach_the_score(classify, photos):
 
 
 def test_a_preset_is_the_papers(classify, photos):
-    done = classify(photos / "cat/1.png", "--classes", "cat,dog", "--preset", "li2023/pets", "--json")
+    done = classify(photos / "cat/1.png", "--classes", "cat,dog", "--preset", "li2023/stl10", "--json")
     found = json.loads(done.out)
     assert found["settings"]["loss"] == "l1"
     assert found["settings"]["policy"] == {
         "name": "staged",
         "keep": [5, 1],
-        "samples": [25, 250],
+        "samples": [100, 500],
         "paper_exact": True,
     }
 
@@ -187,7 +187,7 @@ def test_dry_run_only_tells(classify, photos, tmp_path, monkeypatch):
         (["PHOTOS", "--model", "SD"], ["--classes"]),
         (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--device", "gpu"], ["'gpu'"]),
         (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--dtype", "int8"], ["'int8'"]),
-        (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--loss", "kl"], ["kl"]),
+        (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--loss", "kl"], ["KL"]),
         (["PHOTOS", "--model", "DIT", "--template", "a {}"], ["--template"]),
         (["PHOTOS", "--model", "DIT", "--classes", "cat, wolf"], ["wolf"]),
     ],

@@ -1,6 +1,7 @@
 import json
 import re
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_an_interrupted_run_is_continued(evaluate, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(output, "progress", interrupting)
-        patched.setattr(runner, "BATCHES_PER_COMMIT", 1)
+        patched.setattr(runner, "evaluate", partial(runner.evaluate, commit_every=1))
         stopped = evaluate("--out", tmp_path / "run", "--batch-size", 8)
     assert stopped.code == 130
     assert stopped.out == ""

@@ -2,6 +2,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import typer
@@ -123,18 +124,21 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, caplog)
     caplog.set_level(logging.INFO, logger="diffsight")
     with output.progress(10) as report:
         report(4, 100)
+        report(4, 300)
         report(6, 5000)
+        report(10, 5500)
     first, second = (record.getMessage() for record in caplog.records)
-    assert "4 of 10 images" in first
-    assert "not known" in first
-    assert "6 of 10 images, 5,000 calls" in second
-    assert "left" in second
+    assert first.startswith("4 of 10 images, 300 calls")
+    assert "time left not known" in first
+    assert second.startswith("6 of 10 images, 5,000 calls")
+    assert second.endswith("s left")
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with output.progress(10) as report:
         report(0, 0)
+        time.sleep(0.15)  # tqdm draws ten times a second
         report(5, 500)
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -66,8 +66,14 @@ class Answers:
         }
 
 
-def show(answers: Answers, top: int, note: str | None) -> None:
-    """Print a table with a row per picture, then the totals."""
+def show(answers: Answers, top: int, meaning: str) -> None:
+    """Print a table with a row per picture, then the totals.
+
+    Args:
+        answers: What to print.
+        top: How many classes to name for each picture.
+        meaning: What to say beside the number of right answers.
+    """
     totals = answers.totals()
     places = range(1, min(top, len(answers.classes)))
     header = ["image", "label", "p"]
@@ -98,9 +104,6 @@ def show(answers: Answers, top: int, note: str | None) -> None:
         + (f", {totals['failed']} failed" if totals["failed"] else "")
     )
     if totals["judged"]:
-        meaning = (
-            "they are test photographs of the classes that the model was trained on" if note else "by their folders"
-        )
         output.show(f"{totals['right']} of {totals['judged']} right; {meaning}.")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PILOT = 8
+SAMPLES = "they are test photographs of the classes that the model was trained on"
 
 
 def classify(
@@ -105,11 +106,11 @@ def classify(
             _show_estimate(run(classifier, pictures[:PILOT]), len(pictures), as_json=as_json)
             return 0
         answers = run(classifier, pictures)
-    note = options.honesty(model) if answers.judged else None
+    note = options.honesty(model)
     if as_json:
         output.show_json(document(answers, classifier.setup_, top, note))
     else:
-        show(answers, top, note)
+        show(answers, top, "by their folders" if note is None or not samples else SAMPLES)
     return 3 if answers.failed else 0
 
 

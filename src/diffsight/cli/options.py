@@ -219,10 +219,10 @@ def trained_on(model: str) -> "Task | None":
 
 
 def honesty(model: str) -> str | None:
-    """What has to be said beside every number of an embedded model, or None for other models."""
+    """What has to be said beside the numbers of an embedded model, or None for other models."""
     if model not in TRAINED_ON:
         return None
     return (
-        f"{model} was trained on photographs of these classes: its accuracy checks the machinery and is no claim about "
-        "zero-shot skill."
+        f"{model} was trained on the classes of {TRAINED_ON[model]}: its accuracy on them checks the machinery, and is "
+        "no claim about zero-shot skill."
     )

@@ -156,7 +156,7 @@ def progress(total: int) -> Iterator[Callable[[int, int], None]]:
     def write(images: int, calls: int) -> None:
         nonlocal last
         rate, left = pace.update(images, calls)
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+        if rate and images < total and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             log.info("%d of %d images, %s calls, %.0f calls/s, %s", images, total, f"{calls:,}", rate, _left(left))
 

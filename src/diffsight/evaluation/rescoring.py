@@ -1,4 +1,4 @@
-"""Scores a finished run again from its stored errors: other losses, weights, policies or ensembles, without the model."""
+"""Scores a run again from its stored errors: other losses, weights, policies or ensembles, without the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

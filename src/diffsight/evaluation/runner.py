@@ -1,4 +1,4 @@
-"""Runs a task with a model into a run directory that can be killed and continued, and scores it again without the model."""
+"""Runs a task with a model into a run directory that can be killed at any moment and continued."""
 
 import itertools
 import platform
@@ -27,7 +27,6 @@ from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import decide
 
 GROUP = 16
-BATCHES_PER_COMMIT = 50
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -151,10 +150,11 @@ def estimate(job: Job, *, images: int = 8, batch_size: int = 256) -> Estimate:
     for _ in engine.run(iter(encoded)):
         pass
     seconds = max(time.perf_counter() - started, 1e-9)
+    readable = max(1, sum(image.failure is None for image in encoded))
     return Estimate(
         images=len(job.source),
         pilot_images=images,
-        calls_per_image=engine.calls / images,
+        calls_per_image=engine.calls / readable,
         calls_per_second=engine.calls / seconds,
     )
 
@@ -164,6 +164,7 @@ def evaluate(
     out: Path | str,
     *,
     batch_size: int = 256,
+    commit_every: int = 50,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Run a job into a directory, continuing what is there.
@@ -172,6 +173,7 @@ def evaluate(
         job: From `make_job`.
         out: The run's directory.
         batch_size: Denoiser rows per call; does not change results beyond rounding.
+        commit_every: Batches between two commits: what a killed process can lose.
         progress: Called after each batch.
 
     Returns:
@@ -201,7 +203,7 @@ def evaluate(
             finished.extend(scored)
             if progress is not None:
                 progress(Progress(images=images + len(finished), total=len(job.source), calls=engine.calls))
-            if batch % BATCHES_PER_COMMIT == 0:
+            if batch % commit_every == 0:
                 commit()
         if finished:
             commit()

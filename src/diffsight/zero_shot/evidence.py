@@ -71,6 +71,31 @@ def normal_evidence(
     return np.where(mean > 0, evidence, -np.inf)
 
 
+def chance_to_overtake(
+    differences: Float[np.ndarray, "draws arms"], *, horizon: int, prior: float
+) -> Float[np.ndarray, " arms"]:
+    """Probability of each arm to have the lesser mean than the leader after ``horizon`` draws, given those so far.
+
+    The mean of all draws, given ``n`` of them, is Student's ``t`` around their mean with variance
+    ``s² (1 / n - 1 / horizon)`` (flat prior on the mean, normal draws): draws that are still to come are all that is
+    uncertain. The variance is shrunk to the average over arms, as if that were known from ``prior`` more draws.
+
+    Args:
+        differences: Positive where the arm is worse.
+        horizon: Draws in the whole race, more than there are.
+        prior: Draws that the pooled variance is worth; with one arm there is nothing to pool.
+    """
+    count, arms = differences.shape
+    mean = differences.mean(axis=0)
+    residual = np.square(differences - mean).sum(axis=0)
+    worth = prior if arms > 1 else 0.0
+    freedom = worth + count - 1
+    variance = (worth * residual.mean() / (count - 1) + residual) / freedom
+    error = np.sqrt(variance * (1 / count - 1 / horizon))
+    t = np.divide(mean, error, out=np.where(mean > 0, np.inf, 0.0), where=error > 0)
+    return special.stdtr(freedom, -t)
+
+
 def sharpest_at(draws: float, level: float) -> float:
     """The effect variance that makes a normal-mixture test sharpest after so many draws (Howard et al. 2021, §3.5)."""
     nats = 2 * np.log(1 / level)

@@ -7,14 +7,16 @@ All arms of an image see the same draws, so what is tested is the paired differe
 |---|---|---|---|
 | `PairedTTest` | Student's t-test, uncorrected | a single look | to reproduce Clark & Jaini |
 | `Race` | e-process of signs | any symmetric noise, all looks together | when the error level must be true |
-| `PooledRace` | t-test e-process, variance shrunk | near-normal noise, all looks together | when calls are dear |
+| `PooledRace` | t-test e-process, variance shrunk | near-normal noise, all looks together | when many draws are made |
+| `Forecast` | chance to overtake by the last draw | near-normal noise, each arm by itself | the default: fewest calls |
 
-The two races give up the truly best arm with probability of at most ``error``, over all looks and all rivals together.
+`Race` and `PooledRace` give up the truly best arm with probability of at most ``error``, over all looks and all rivals together.
 To lose it, one of its K - 1 rivals must seem better than it, and each of them may with ``error / (K - 1)`` (Ville's
 inequality on an e-process, and a union bound); that the leader is chosen by the same data is thereby covered. An arm
 that is not the best may be dropped by another that is no better: this costs nothing.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,7 +36,7 @@ from diffsight.zero_shot.elimination import (
     spaced_levels,
     survivors_table,
 )
-from diffsight.zero_shot.evidence import normal_evidence, paired_p_values, sharpest_at, sign_evidence
+from diffsight.zero_shot.evidence import chance_to_overtake, normal_evidence, paired_p_values, sharpest_at, sign_evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,67 @@ class PooledRace:
             return evidence >= np.log(rivals / self.error)
 
         return _look(errors, alive, is_worse, first=self.min_draws, step=self.step, last=self.max_draws)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and settings as plain JSON values."""
+        return as_dict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Drop an arm when it will hardly overtake the leader before the draws run out; the default.
+
+    What counts is not which arm would win with infinitely many draws, but which would win with all ``max_draws``: the
+    draws made are known, so that only those to come are uncertain, and a race between equals ends soon. The variance
+    of each arm's differences is shrunk to that of the image's other arms, never of other images.
+
+    The stated error is that of one comparison: an arm that is dropped would have overtaken the leader with a
+    probability of at most ``error`` (normal differences, flat prior on their mean, variances alike). Each arm has that
+    chance, so that for K classes the answer differs from that of all draws with a probability of at most
+    ``(K - 1) * error``; as levels are evenly spread and few arms are ever close, it is much rarer
+    (``benchmarks/zero_shot.py`` measures it). Where the answer must be safe over all arms, use `Race`.
+
+    Attributes:
+        error: Probability to overtake below which an arm is dropped.
+        min_draws: No test before.
+        max_draws: All draws; the least mean error then wins.
+        growth: The next look is after this factor of the draws so far.
+        prior: How many draws the pooled variance is worth.
+        spacing: "nested" or "random".
+    """
+
+    name: ClassVar[str] = "forecast"
+    error: float = 0.05
+    min_draws: int = 3
+    max_draws: int = 64
+    growth: float = 1.2
+    prior: float = 8.0
+    spacing: Spacing = "nested"
+
+    def __post_init__(self) -> None:
+        _check(self.min_draws, self.max_draws, 1, self.spacing)
+        _check_level("error", self.error)
+        if not 1 <= self.growth < float("inf"):
+            raise InputError(f"growth must be a factor of at least 1; got {self.growth}.")
+        if not 0 <= self.prior < float("inf"):
+            raise InputError(f"prior must be a number of draws, 0 or more; got {self.prior}.")
+
+    def grid(self, num_levels: int) -> Int[Tensor, " draws"]:
+        """The level index of each draw."""
+        return spaced_levels(self.spacing, num_levels, self.max_draws)
+
+    def max_calls(self, num_arms: int) -> int:
+        """Denoiser calls per image if nothing can be dropped."""
+        return num_arms * self.max_draws
+
+    def next(self, errors: Float[np.ndarray, "draws arms"], alive: Bool[np.ndarray, " arms"]) -> Decision:
+        """Drop what will hardly win, and ask for the next draws."""
+
+        def is_worse(differences: np.ndarray, rivals: int) -> np.ndarray:
+            return chance_to_overtake(differences, horizon=self.max_draws, prior=self.prior) < self.error
+
+        step = max(1, math.ceil(len(errors) * (self.growth - 1)))
+        return _look(errors, alive, is_worse, first=self.min_draws, step=step, last=self.max_draws)
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings as plain JSON values."""

@@ -17,7 +17,7 @@ from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
 from diffsight.zero_shot.elimination import Policy, Staged
 from diffsight.zero_shot.engine import Engine, Units
-from diffsight.zero_shot.racing import PairedTTest, PooledRace
+from diffsight.zero_shot.racing import Forecast, PairedTTest
 from diffsight.zero_shot.scoring import LOSSES, Scorer
 
 Ensemble = Literal["mean", "min", "mixture", "embedding"]
@@ -39,7 +39,7 @@ class Settings:
         shared_noise: The same noise for every image, as in Li et al.'s DiT code.
     """
 
-    policy: Policy = field(default_factory=PooledRace)
+    policy: Policy = field(default_factory=Forecast)
     loss: str = "l2"
     weighting: str = "uniform"
     ensemble: Ensemble = "mean"
