@@ -1,4 +1,4 @@
-"""Complete pipelines of the real diffusers and transformers classes, tiny and with random weights, saved to a folder."""
+"""Complete pipelines of the real diffusers and transformers classes, tiny and with random weights."""
 
 import json
 

@@ -1,7 +1,7 @@
 """Every command and every program of the README runs.
 
 Commands run in a folder with what the README speaks of: photo.jpg, holiday/, names.txt. Models that would have to be
-downloaded are replaced by small ones, and REPLACED lists the rest; a limit of the draws keeps it quick.
+downloaded are replaced by small ones; REPLACED lists the rest.
 """
 
 import re
@@ -22,8 +22,9 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 # What stands for what cannot be had in a test. None: not run.
 REPLACED = {
     "make test": None,
-    "make demo": "diffsight classify --samples --limit 3",  # as in the Makefile, but for the limit
+    "make demo": "diffsight classify --samples --limit 3",  # without the limit in the Makefile
     "--task pets": "--task holiday",
+    "--limit 100": "--limit 1",
     "path/to/my-model": str(assets() / "tiny-fashion"),
 }
 
@@ -83,8 +84,6 @@ def test_commands(command, folder, offline, monkeypatch, capsys):
         pytest.skip("needs the Debian package dataset-fashion-mnist")
     program, *arguments = shlex.split(offline(command))
     assert program == "diffsight"
-    if arguments[0] in ("classify", "evaluate") and "--preset" not in arguments:
-        arguments += ["--draws", "8"]
     monkeypatch.chdir(folder)
     code = main(arguments)
     shown = capsys.readouterr()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from diffsight.zero_shot.classifier import DiffusionClassifier as DiffusionClassifier
     from diffsight.zero_shot.elimination import Exhaustive as Exhaustive
     from diffsight.zero_shot.elimination import Staged as Staged
-    from diffsight.zero_shot.racing import PairedTTest as PairedTTest
     from diffsight.zero_shot.racing import Forecast as Forecast
+    from diffsight.zero_shot.racing import PairedTTest as PairedTTest
     from diffsight.zero_shot.racing import PooledRace as PooledRace
     from diffsight.zero_shot.racing import Race as Race
     from diffsight.zero_shot.settings import Settings as Settings

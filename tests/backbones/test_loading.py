@@ -40,7 +40,7 @@ def test_dtype_is_the_denoisers_alone(sd_folder, dtype):
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(ModelError, match="sd-1.5"):
+    with pytest.raises(ModelError, match=r"sd-1\.5"):
         load("sd-15")
 
 

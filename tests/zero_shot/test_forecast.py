@@ -40,7 +40,7 @@ def test_of_two_arms_the_wrong_one_is_dropped_no_more_often_than_stated(error):
     gaps = rng.uniform(-3, 3, size=images)  # flat, far beyond what the draws can blur
     wrong, calls = 0, 0
     for gap in gaps:
-        table = rng.normal(size=(32, 2)) + [0, gap]
+        table = rng.normal([0, gap], size=(32, 2))
         result = replay(policy, table)
         wrong += not result.alive[table.mean(axis=0).argmin()]
         calls += result.calls

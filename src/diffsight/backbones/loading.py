@@ -62,7 +62,7 @@ def load(
     pipeline = index.get("_class_name")
     if pipeline not in FAMILIES:
         raise ModelError(
-            f"{name} is a {pipeline}, which diffsight cannot use yet. It reads {' and '.join(sorted(FAMILIES))} folders."
+            f"{name} is a {pipeline}, which diffsight cannot use yet. It reads {' and '.join(sorted(FAMILIES))}."
         )
     family = FAMILIES[pipeline]
     provenance = {"model": card.name if card else str(name), "revision": found_revision, "weights": ""}

@@ -20,9 +20,16 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image file, and the sub-folder in which it was found, which may be its class."""
+    """An image file.
+
+    Attributes:
+        path: Where it is.
+        name: What it is called in the table.
+        folder: The sub-folder in which it was found, which may be its class.
+    """
 
     path: Path
+    name: str
     folder: str = ""
 
 
@@ -83,11 +90,11 @@ def show(answers: Answers, top: int, meaning: str) -> None:
     rows = [header]
     for picture, verdict, truth in zip(answers.pictures, answers.verdicts, answers.truths, strict=True):
         if verdict.failure is not None:
-            rows.append([str(picture.path), f"failed: {verdict.failure}"])
+            rows.append([picture.name, f"failed: {verdict.failure}"])
             continue
         order = _order(verdict)
         label = " = ".join(answers.classes[index] for index in verdict.tied)
-        row = [str(picture.path), f"{label} (tie)" if verdict.tie else label, f"{verdict.probabilities[order[0]]:.3f}"]
+        row = [picture.name, f"{label} (tie)" if verdict.tie else label, f"{verdict.probabilities[order[0]]:.3f}"]
         for place in places:
             row += [answers.classes[order[place]], f"{verdict.probabilities[order[place]]:.3f}"]
         row.append(f"{verdict.calls:,}")

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,7 @@ SAMPLES = "they are test photographs of the classes that the model was trained o
 def classify(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="Image files, and folders with all that is in them."),
+        typer.Argument(metavar="IMAGES", help="Image files, and folders with all that is in them."),
     ] = None,
     *,
     samples: Annotated[
@@ -129,7 +130,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Picture]:
         if not path.exists():
             raise InputError(f"There is no file or folder {path}.")
         if not path.is_dir():
-            found.setdefault(path, Picture(path))
+            found.setdefault(path, Picture(path, str(path)))
             continue
         inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
         within = {file: file.relative_to(path).parts for file in inside}
@@ -137,7 +138,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Picture]:
         if not shown:
             raise InputError(f"There is no image in the folder {path}. Known endings: {' '.join(sorted(SUFFIXES))}.")
         for file, parts in shown.items():
-            found.setdefault(file, Picture(file, parts[0] if len(parts) > 1 else ""))
+            found.setdefault(file, Picture(file, str(file), parts[0] if len(parts) > 1 else ""))
     return list(found.values())
 
 
@@ -166,7 +167,8 @@ def _sample_pictures(images: Sequence[Path] | None) -> list[Picture]:
     folder = assets() / "samples"
     if not folder.is_dir():
         raise InputError(f"The sample photographs are not in this installation ({folder}).")
-    return sorted(find_pictures([folder]), key=lambda picture: picture.path.name)
+    found = sorted(find_pictures([folder]), key=lambda picture: picture.path.name)
+    return [replace(picture, name=str(picture.path.relative_to(folder))) for picture in found]
 
 
 def _names(

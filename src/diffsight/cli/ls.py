@@ -17,6 +17,15 @@ class Kind(StrEnum):
     presets = "presets"
 
 
+# What the table shows; JSON has more.
+COLUMNS = {
+    Kind.models: ("name", "parameters", "licence", "description"),
+    Kind.tasks: ("name", "classes", "metric", "licence", "description"),
+    Kind.policies: ("name", "default", "most calls", "description"),
+    Kind.presets: ("name", "policy", "loss", "weighting", "template", "source"),
+}
+
+
 def ls(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     *,
@@ -27,8 +36,10 @@ def ls(
     if as_json:
         output.show_json(entries)
     else:
-        columns = [key for key in entries[0] if not isinstance(entries[0][key], dict | list)]
+        columns = COLUMNS[kind]
         output.show(output.table([columns, *([str(entry[key]) for key in columns] for entry in entries)]))
+        if kind is Kind.policies:
+            output.show("Most calls: of an image with ten classes and one prompt for each, if no class can be dropped.")
     return 0
 
 
@@ -78,7 +89,7 @@ def policies() -> list[dict[str, Any]]:
         {
             "name": name,
             "default": "yes" if name == default else "",
-            "calls (10 classes)": f"at most {policy().max_calls(10):,}",
+            "most calls": policy().max_calls(10),
             "description": (policy.__doc__ or "").splitlines()[0],
             "settings": policy().to_dict(),
         }

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # The task whose classes an embedded model was trained on.
 TRAINED_ON = {"tiny-fashion": "fashion-mnist"}
 
-POLICY = "When a class is out: exhaustive, staged, t-test, race or pooled-race"
+POLICY = "When a class is out: forecast, exhaustive, staged, t-test, race or pooled-race"
 DRAWS = "The most draws (timestep and noise) of an image"
 LOSS = "l1, l2, huber, or kl for models with learned variance"
 WEIGHTING = "Timestep weights: uniform, snr, vdm, exp or vlb"
@@ -39,7 +39,7 @@ Preset = Annotated[
         help="A paper's settings to the letter, from 'diffsight ls presets' (default: none, the best we can show).",
     ),
 ]
-PolicyName = Annotated[str | None, typer.Option("--policy", metavar="NAME", help=f"{POLICY} (default: pooled-race).")]
+PolicyName = Annotated[str | None, typer.Option("--policy", metavar="NAME", help=f"{POLICY} (default: forecast).")]
 Draws = Annotated[int | None, typer.Option(min=1, metavar="N", help=f"{DRAWS} (default: the policy's own).")]
 Loss = Annotated[str | None, typer.Option(metavar="NAME", help=f"{LOSS} (default: l2).")]
 WeightingName = Annotated[
@@ -122,24 +122,21 @@ def make_policy(name: str | None, draws: int | None) -> "Policy":
     Raises:
         InputError: If there is no such policy, or it cannot do with so few draws.
     """
-    from diffsight.zero_shot.elimination import Exhaustive, Staged
     from diffsight.zero_shot.policies import policy_from_dict
-    from diffsight.zero_shot.racing import PairedTTest, PooledRace, Race
     from diffsight.zero_shot.settings import Settings
 
     policy = Settings().policy if name is None else policy_from_dict({"name": name})
     if draws is None:
         return policy
-    if draws < 2 and not isinstance(policy, Exhaustive):
+    settings = policy.to_dict()
+    if "num_draws" in settings:
+        return policy_from_dict(settings | {"num_draws": draws})
+    if draws < 2:
         raise InputError(f"The policy {policy.name!r} needs at least 2 draws. Use --policy exhaustive with --draws 1.")
-    match policy:
-        case Exhaustive():
-            return replace(policy, num_draws=draws)
-        case Staged():
-            return replace(policy, samples=(max(1, draws // 10), draws))
-        case PairedTTest() | Race() | PooledRace():
-            return replace(policy, max_draws=draws, min_draws=min(policy.min_draws, draws))
-    raise InputError(f"The policy {policy.name!r} has no --draws.")
+    if "samples" in settings:
+        usual = settings["samples"]
+        return policy_from_dict(settings | {"samples": [max(1, count * draws // usual[-1]) for count in usual]})
+    return policy_from_dict(settings | {"max_draws": draws, "min_draws": min(settings["min_draws"], draws)})
 
 
 def make_settings(
@@ -157,7 +154,7 @@ def make_settings(
     Raises:
         InputError: If a name is unknown, or a preset is given together with what it fixes.
     """
-    from diffsight.zero_shot.settings import Ensemble, Settings
+    from diffsight.zero_shot.settings import Settings
     from diffsight.zero_shot.settings import preset as paper
 
     asked = {"policy": policy, "draws": draws, "loss": loss, "weighting": weighting, "ensemble": ensemble}
@@ -171,7 +168,7 @@ def make_settings(
         policy=make_policy(policy, draws),
         loss=loss or usual.loss,
         weighting=weighting or usual.weighting,
-        ensemble=cast(Ensemble, ensemble or usual.ensemble),
+        ensemble=ensemble or usual.ensemble,
         seed=seed,
     )
 

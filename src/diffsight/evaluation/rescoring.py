@@ -129,11 +129,12 @@ def rescore(
     return summary(
         labels=stored.labels,
         predictions=[verdict.label for verdict in verdicts],
-        probabilities=np.array([verdict.probabilities for verdict in verdicts]),
+        probabilities=np.array([verdict.probabilities for verdict in verdicts]).reshape(len(verdicts), len(classes)),
         ties=[verdict.tie for verdict in verdicts],
         calls=[one.calls for one in scored],
         failures=len(run.failures()),
         class_names=classes,
+        metric=fields["task"]["metric"],
     )
 
 

@@ -46,7 +46,7 @@ class Job:
     def manifest(self, batch_size: int) -> Manifest:
         """The run's fingerprint, and what else is worth recording."""
         fields = {
-            "task": {"name": self.task.name, "version": self.task.version},
+            "task": {"name": self.task.name, "version": self.task.version, "metric": self.task.metric},
             "data": {"source": self.source.name, "images": len(self.source), "ids": self.source.fingerprint()},
             **self.setup.fingerprint(),
         }
@@ -132,9 +132,7 @@ def make_job(
     source = open_source(task.source, root=root, split=task.split)
     if limit is not None and limit < len(source):
         source = source.select(range(limit))
-    names = task.class_names or source.class_names
-    if names is None:
-        raise InputError(f"{task.source} has no labels and the task names no classes. Add class_names to the task.")
+    names = task.names(source.class_names)
     templates = tuple(templates or task.templates)
     prompts = PromptSet.from_templates(names, "{}" if backbone.class_names is not None else templates)
     return Job(task=task, source=source, setup=prepare(backbone, prompts, settings or Settings()))
@@ -286,4 +284,5 @@ def _metrics(run: Run, task: Task, prompts: PromptSet) -> dict[str, Any]:
         calls=table["calls"].to_pylist(),
         failures=len(failures),
         class_names=prompts.class_names,
+        metric=task.metric,
     )

@@ -21,7 +21,7 @@ from diffsight.data.prompts import PromptSet
 from diffsight.errors import ImageError, InputError
 from diffsight.zero_shot.elimination import Exhaustive, Policy
 from diffsight.zero_shot.engine import Encoded, Scored
-from diffsight.zero_shot.settings import Ensemble, Settings, Setup, prepare
+from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import Verdict, decide
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -151,7 +151,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         policy: Policy | None = None,
         loss: str = "l2",
         weighting: str = "uniform",
-        ensemble: Ensemble = "mean",
+        ensemble: str = "mean",
         seed: int = 0,
         batch_size: int = 256,
         scale: float | None = None,
@@ -188,7 +188,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
     def classify(
         self,
-        X: Any,
+        X: Any,  # noqa: ANN401, N803
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Verdict]:

@@ -1,7 +1,7 @@
 """Packs requests of many images into full batches and yields the images as they finish.
 
-The order inside a batch is (image, draw)-major and arm-minor, so that a noised image is made once for all arms. What an
-image's result is does not depend on its neighbours: its noise is addressed by its own id, its policy sees its own errors.
+The order inside a batch is (image, draw)-major and arm-minor, so that a noised image is made once for all arms. An
+image's result does not depend on its neighbours: its noise is addressed by its own id, its policy sees its own errors.
 """
 
 from collections import deque

@@ -11,7 +11,9 @@ from diffsight.errors import InputError, nearest
 from diffsight.zero_shot.elimination import Exhaustive, Policy, Staged
 from diffsight.zero_shot.racing import Forecast, PairedTTest, PooledRace, Race
 
-POLICIES: Mapping[str, type] = {policy.name: policy for policy in (Exhaustive, Staged, PairedTTest, Race, PooledRace, Forecast)}
+POLICIES: Mapping[str, type] = {
+    policy.name: policy for policy in (Exhaustive, Staged, PairedTTest, Race, PooledRace, Forecast)
+}
 
 
 def policy_from_dict(values: Mapping[str, Any]) -> Policy:

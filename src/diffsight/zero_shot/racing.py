@@ -10,7 +10,7 @@ All arms of an image see the same draws, so what is tested is the paired differe
 | `PooledRace` | t-test e-process, variance shrunk | near-normal noise, all looks together | when many draws are made |
 | `Forecast` | chance to overtake by the last draw | near-normal noise, each arm by itself | the default: fewest calls |
 
-`Race` and `PooledRace` give up the truly best arm with probability of at most ``error``, over all looks and all rivals together.
+`Race` and `PooledRace` give up the truly best arm with probability of at most ``error``, over all looks and rivals.
 To lose it, one of its K - 1 rivals must seem better than it, and each of them may with ``error / (K - 1)`` (Ville's
 inequality on an e-process, and a union bound); that the leader is chosen by the same data is thereby covered. An arm
 that is not the best may be dropped by another that is no better: this costs nothing.
@@ -36,7 +36,13 @@ from diffsight.zero_shot.elimination import (
     spaced_levels,
     survivors_table,
 )
-from diffsight.zero_shot.evidence import chance_to_overtake, normal_evidence, paired_p_values, sharpest_at, sign_evidence
+from diffsight.zero_shot.evidence import (
+    chance_to_overtake,
+    normal_evidence,
+    paired_p_values,
+    sharpest_at,
+    sign_evidence,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from diffsight.zero_shot.engine import Engine, Units
 from diffsight.zero_shot.racing import Forecast, PairedTTest
 from diffsight.zero_shot.scoring import LOSSES, Scorer
 
-Ensemble = Literal["mean", "min", "mixture", "embedding"]
 ENSEMBLES = ("mean", "min", "mixture", "embedding")
 
 
@@ -31,8 +30,8 @@ class Settings:
     Attributes:
         policy: Which draws, and when a class is out.
         loss: ``"l1"``, ``"l2"``, ``"huber"``, or ``"kl"`` for models with learned variance.
-        weighting: Timestep weights by name: ``"uniform"``, ``"snr"``, ``"vdm"``, ``"exp"``, ``"vlb"``. They are converted
-            to eps-space, where errors are measured; for L1 and Huber the weights of L2 are used as they are.
+        weighting: Timestep weights by name: ``"uniform"``, ``"snr"``, ``"vdm"``, ``"exp"``, ``"vlb"``. They are
+            converted to eps-space, where errors are measured; L1 and Huber take those of L2 as they are.
         ensemble: How several prompts of a class become one score: mean of their errors, the best prompt (as in Li et
             al.'s code), a mixture of likelihoods, or one averaged text embedding (one call per class).
         seed: Of the noise.
@@ -42,7 +41,7 @@ class Settings:
     policy: Policy = field(default_factory=Forecast)
     loss: str = "l2"
     weighting: str = "uniform"
-    ensemble: Ensemble = "mean"
+    ensemble: str = "mean"
     seed: int = 0
     shared_noise: bool = False
 
@@ -101,8 +100,8 @@ def preset(name: str) -> Preset:
         name: ``"li2023"`` (the CIFAR-10 schedule), ``"li2023/DATASET"``, or ``"clark2023"``.
 
     Returns:
-        Settings and template. Clark & Jaini used the first CLIP template of each data set; ``"a photo of a {}."`` stands
-        where a task has none of its own.
+        Settings and template. Clark & Jaini used the first CLIP template of each data set; ``"a photo of a {}."``
+        stands where a task has none of its own.
 
     Raises:
         InputError: If there is no such preset.
@@ -130,7 +129,7 @@ class Contest:
 
     class_names: tuple[str, ...]
     owner: tuple[int, ...]
-    ensemble: Ensemble
+    ensemble: str
     units: Units
     class_of_unit: tuple[int, ...]
 
