@@ -142,11 +142,11 @@ def progress(total: int) -> Iterator[Callable[[int, int], None]]:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, leave=False, file=sys.stderr, bar_format="{n}/{total} images |{bar}|{postfix}") as bar:
+        with tqdm(total=total, leave=False, file=sys.stderr, bar_format="{n}/{total} images |{bar}| {desc}") as bar:
 
             def draw(images: int, calls: int) -> None:
                 rate, left = pace.update(images, calls)
-                bar.set_postfix_str(f"{rate:,.0f} calls/s, {_left(left)}", refresh=False)
+                bar.set_description_str(f"{rate:,.0f} calls/s, {_left(left)}", refresh=False)
                 bar.update(images - bar.n)
 
             yield draw

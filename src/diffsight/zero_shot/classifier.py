@@ -221,7 +221,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         verdicts = self._all(X)
         if tied := [i for i, verdict in enumerate(verdicts) if verdict.tie]:
             warnings.warn(f"Exact ties for the first place at images {tied[:10]}.", TieWarning, stacklevel=2)
-        return self.classes_[[verdict.label for verdict in verdicts]]
+        return self.classes_[np.array([verdict.label for verdict in verdicts], dtype=np.int64)]
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:  # noqa: ANN401, N803
         """Probability of each class; rows sum to 1."""

@@ -84,7 +84,7 @@ class Scorer:
         pairs, pair_of_row = np.unique(requests.image * len(self.levels) + requests.draw, return_inverse=True)
         image, draw = np.divmod(pairs, len(self.levels))
         shape = tuple(x0.shape[1:])
-        noise = [self.bank.noise(ids[i], draw[image == i].tolist(), shape) for i in np.unique(image).tolist()]
+        noise = [self.bank.noise(ids[int(i)], draw[image == i].tolist(), shape) for i in np.unique(image)]
         device = x0.device
         eps = torch.cat(noise).to(device, non_blocking=True)
         level = self.levels[torch.from_numpy(draw)]
