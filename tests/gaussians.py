@@ -29,6 +29,7 @@ class GaussianBackbone:
 
     name = "gaussian"
     class_names = None
+    learned_variance = False
     device = torch.device("cpu")
     dtype = torch.float32
     transform = ImageTransform(size=8)

@@ -179,3 +179,18 @@ def test_a_given_scale_sets_how_sharp_probabilities_are(backbone, paths):
 def test_what_cannot_give_a_right_answer_is_refused(backbone, paths, options, error):
     with pytest.raises(error):
         DiffusionClassifier(backbone, **options).fit().predict(paths)
+
+
+def test_a_model_is_loaded_once_however_often_it_is_called(paths, monkeypatch):
+    loads = []
+
+    def counting(name):
+        loads.append(name)
+        return load(name, device="cpu")
+
+    monkeypatch.setattr("diffsight.zero_shot.classifier.load", counting)
+    pipe = DiffusionClassifier("tiny-fashion", policy=Exhaustive(num_draws=2))
+    for _ in range(2):
+        pipe(paths[0], candidate_labels=["bag", "dress"])
+    pipe.set_params(classes=CLASSES).fit().predict(paths[:1])
+    assert loads == ["tiny-fashion"]

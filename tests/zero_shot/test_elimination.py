@@ -187,7 +187,7 @@ def test_policies_survive_json(policy):
 
 def test_missing_settings_are_the_defaults():
     assert policy_from_dict({"name": "pooled-race", "error": 0.01}) == PooledRace(error=0.01)
-    assert set(POLICIES) == {"exhaustive", "staged", "t-test", "race", "pooled-race"}
+    assert set(POLICIES) == {"forecast", "exhaustive", "staged", "t-test", "race", "pooled-race"}
 
 
 @pytest.mark.parametrize(

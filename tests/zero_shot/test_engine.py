@@ -4,6 +4,7 @@ import torch
 from gaussians import contest, encoded, mixture, run
 
 from diffsight.diffusion.noise import NoiseBank
+from diffsight.errors import ModelError
 from diffsight.zero_shot.elimination import Exhaustive, Staged
 from diffsight.zero_shot.engine import Encoded
 from diffsight.zero_shot.policies import POLICIES, policy_from_dict
@@ -141,3 +142,14 @@ def test_errors_are_reduced_in_fp32():
     a, b = torch.randn(2, 1, 4, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = (a.double() - b.double()).square().mean()
     assert denoising_errors(a, b)[0, 1].item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_a_device_too_small_for_one_call_is_told(backbone, images, monkeypatch):
+    setup = contest(backbone, policy=Exhaustive(num_draws=2))
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(setup.scorer), "score", no_memory)
+    with pytest.raises(ModelError, match="single denoiser call"):
+        run(setup, images, batch_size=4)

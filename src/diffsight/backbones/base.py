@@ -90,6 +90,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def learned_variance(self) -> bool:
+        """Whether predictions come with a variance, and so the terms of the variational bound exist."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
         ...

@@ -47,6 +47,11 @@ class LatentUNet:
         return None
 
     @property
+    def learned_variance(self) -> bool:
+        """False: Stable Diffusion predicts the mean alone."""
+        return False
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(4, 64, 64) for a 512-pixel Stable Diffusion."""
         side = self.transform.output_size // self.space.factor

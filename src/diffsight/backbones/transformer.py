@@ -44,6 +44,11 @@ class ClassTransformer:
         return self.transformer.dtype
 
     @property
+    def learned_variance(self) -> bool:
+        """Whether the output has twice the channels of the input."""
+        return self.transformer.config.out_channels == 2 * self.transformer.config.in_channels
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(4, 32, 32) for the 256-pixel DiT."""
         size = self.transformer.config.sample_size
@@ -77,7 +82,7 @@ class ClassTransformer:
         alpha, sigma = self.schedule.at(index, like=x_t)
         channels = self.transformer.config.in_channels
         log_variance = None
-        if output.shape[1] == 2 * channels:
+        if self.learned_variance:
             output, factor = output.split(channels, dim=1)
             log_variance = learned_log_variance(factor, self.schedule, index)
         return Prediction(output=output, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance)

@@ -174,7 +174,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             PromptError: If the class names or templates cannot give a right answer.
             ModelError: If the model cannot be loaded.
         """
-        backbone = load(self.backbone) if isinstance(self.backbone, str | Path) else self.backbone
+        backbone = self._loaded()
         settings = Settings(
             policy=self.policy or Settings().policy,
             loss=self.loss,
@@ -282,8 +282,15 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         ]
         return ranked[0] if single else ranked
 
-    def _loaded(self) -> Backbone | str | Path:
-        return self.setup_.backbone if hasattr(self, "setup_") else self.backbone
+    def _loaded(self) -> Backbone:
+        """The model, loaded once however often the estimator is fitted or called."""
+        if not isinstance(self.backbone, str | Path):
+            return self.backbone
+        name, backbone = getattr(self, "_kept", (None, None))
+        if backbone is None or name != self.backbone:
+            backbone = load(self.backbone)
+            self._kept = (self.backbone, backbone)
+        return backbone
 
     def _fitted(self) -> Setup:
         if not hasattr(self, "setup_"):

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from diffsight.errors import ModelError
 from diffsight.zero_shot.elimination import Policy
 from diffsight.zero_shot.scoring import Requests, Scorer
 
@@ -257,9 +258,12 @@ class Engine:
     def _score(self, x0: Tensor, ids: Sequence[str], requests: Requests) -> Tensor:
         try:
             return self.scorer.score(x0, ids, requests)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(requests) == 1:
-                raise
+                raise ModelError(
+                    f"{self.scorer.backbone.name} does not fit {x0.device}: a single denoiser call ran out of memory. "
+                    f"Free memory, or use dtype 'bf16' or device 'cpu'."
+                ) from error
             torch.cuda.empty_cache()
         self.batch_size = max(1, len(requests) // 2)
         return torch.cat([self._score(x0, ids, half) for half in requests.halves()])

@@ -12,7 +12,6 @@ from torch.nn import functional
 from diffsight.backbones.base import Backbone, Condition
 from diffsight.diffusion.likelihood import kl_bits
 from diffsight.diffusion.noise import NoiseBank
-from diffsight.errors import InputError
 
 LOSSES = ("l1", "l2", "huber")
 
@@ -96,8 +95,6 @@ class Scorer:
         target = eps[rows]
         errors = denoising_errors(prediction.eps, target)
         if self.variational:
-            if prediction.log_variance is None:
-                raise InputError(f"{self.backbone.name} has no learned variance: the KL term does not exist for it.")
             kl = kl_bits(prediction, clean[rows], self.backbone.schedule, level_of_row)
             errors = torch.cat([errors, kl[:, None]], dim=1)
         return errors

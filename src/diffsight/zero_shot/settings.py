@@ -211,6 +211,8 @@ def prepare(backbone: Backbone, prompts: PromptSet, settings: Settings) -> Setup
         InputError: If the model cannot give the loss that was asked for, or the ensemble needs text.
         PromptError: If a prompt is too long for the model, or a class unknown to it.
     """
+    if settings.loss == "kl" and not backbone.learned_variance:
+        raise InputError(f"{backbone.name} has no learned variance, so the loss 'kl' does not exist for it. Use 'l2'.")
     levels = settings.policy.grid(len(backbone.schedule))
     weighting = by_name(settings.weighting, backbone.schedule).to("eps", backbone.schedule)
     condition, owner = backbone.condition(prompts.prompts), prompts.owner
