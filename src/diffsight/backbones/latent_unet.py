@@ -30,16 +30,9 @@ class LatentUNet:
     prediction: Space
     transform: ImageTransform
     provenance: dict[str, str]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet is."""
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the UNet computes in."""
-        return self.unet.dtype
+    # Kept, because diffusers looks through all parameters each time it is asked: 1 ms in the hot loop.
+    device: torch.device
+    dtype: torch.dtype
 
     @property
     def class_names(self) -> None:

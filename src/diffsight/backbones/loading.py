@@ -187,6 +187,8 @@ def _latent_unet(
         prediction=_prediction(config),
         transform=_transform(folder, card, unet.config.sample_size * space.factor, resize="shortest"),
         provenance=provenance,
+        device=device,
+        dtype=dtype,
     )
 
 
@@ -222,6 +224,8 @@ def _transformer(
         transform=_transform(folder, card, network.config.sample_size * space.factor, resize="adm"),
         class_names=tuple(str(labels.get(str(i), i)) for i in range(count)),
         provenance=provenance,
+        device=device,
+        dtype=dtype,
     )
 
 
