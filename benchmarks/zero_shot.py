@@ -26,8 +26,8 @@ from diffsight.evaluation.rescoring import StoredErrors, read_errors
 from diffsight.evaluation.runner import evaluate, make_job
 from diffsight.evaluation.store import Run
 from diffsight.evaluation.task import load_task
-from diffsight.zero_shot.classifier import encode_images
 from diffsight.zero_shot.elimination import Exhaustive, Policy, Staged
+from diffsight.zero_shot.encoding import encode_images
 from diffsight.zero_shot.policies import replay
 from diffsight.zero_shot.racing import Forecast, PairedTTest, PooledRace, Race
 from diffsight.zero_shot.settings import Settings, prepare

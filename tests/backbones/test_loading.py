@@ -1,5 +1,7 @@
 import json
 import shutil
+from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -101,6 +103,13 @@ def test_the_weights_hash_follows_the_weights(sd_folder, tmp_path):
     other = save_stable_diffusion(tmp_path / "other", seed=1)
     assert weights_hash(same, parts) == weights_hash(sd_folder, parts)
     assert weights_hash(other, parts) != weights_hash(sd_folder, parts)
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused(monkeypatch):
+    altered = dict(cards()) | {"tiny-fashion": replace(cards()["tiny-fashion"], weights="0" * 64)}
+    monkeypatch.setattr(import_module("diffsight.backbones.cards"), "cards", lambda: altered)
+    with pytest.raises(ModelError, match="not those of its card"):
+        load("tiny-fashion")
 
 
 def test_unknown_device_and_dtype(sd_folder):

@@ -194,3 +194,22 @@ def test_a_model_is_loaded_once_however_often_it_is_called(paths, monkeypatch):
         pipe(paths[0], candidate_labels=["bag", "dress"])
     pipe.set_params(classes=CLASSES).fit().predict(paths[:1])
     assert loads == ["tiny-fashion"]
+
+
+def test_calibration_changes_how_sure_and_not_what(backbone, paths):
+    photos = [sample(name, position) for name in CLASSES for position in range(3)]
+    labels = [name for name in CLASSES for _ in range(3)]
+    classifier = DiffusionClassifier(backbone, CLASSES, policy=POLICY).fit()
+    before = classifier.predict_proba(photos)
+    after = classifier.calibrate(photos, labels).predict_proba(photos)
+    assert np.array_equal(before.argmax(axis=1), after.argmax(axis=1))
+    truth = np.repeat(np.arange(3), 3)
+    likelihoods = []
+    for factor in (0.5, 1.0, 2.0):
+        other = DiffusionClassifier(backbone, CLASSES, policy=POLICY, scale=factor * classifier.scale_).fit()
+        likelihoods.append(np.log(other.predict_proba(photos)[np.arange(9), truth]).sum())
+    assert max(likelihoods) == pytest.approx(np.log(after[np.arange(9), truth]).sum(), abs=0.1)
+    with pytest.raises(InputError, match="none of the classes"):
+        classifier.calibrate(photos[:1], ["zebra"])
+    with pytest.raises(InputError, match="one label per image"):
+        classifier.calibrate(photos, labels[:2])

@@ -25,6 +25,7 @@ class Card:
         repo: Hub repository.
         revision: Its commit. None means that no commit has been verified: what ``main`` is then gets recorded.
         mirrors: Other repositories with the same weights.
+        weights: What `loading.weights_hash` must give; other weights are refused. None where it is not known yet.
         transform: Settings of `ImageTransform` that differ from the family's.
     """
 
@@ -37,6 +38,7 @@ class Card:
     repo: str | None = None
     revision: str | None = None
     mirrors: tuple[str, ...] = ()
+    weights: str | None = None
     transform: Mapping[str, object] = field(default_factory=dict)
 
 

@@ -67,6 +67,11 @@ def load(
     family = FAMILIES[pipeline]
     provenance = {"model": card.name if card else str(name), "revision": found_revision, "weights": ""}
     provenance["weights"] = weights_hash(folder, PARTS[family])
+    if card and card.weights and card.weights != provenance["weights"]:
+        raise ModelError(
+            f"The weights of {card.name} in {folder} are not those of its card (SHA-256 {provenance['weights'][:12]}… "
+            f"and not {card.weights[:12]}…): a damaged or foreign copy. Install or download it again."
+        )
     build = _latent_unet if family == "latent_unet" else _transformer
     try:
         with _quiet():

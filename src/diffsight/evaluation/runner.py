@@ -21,7 +21,7 @@ from diffsight.errors import InputError
 from diffsight.evaluation.metrics import summary
 from diffsight.evaluation.store import Manifest, Run
 from diffsight.evaluation.task import Task
-from diffsight.zero_shot.classifier import encode_images
+from diffsight.zero_shot.encoding import encode_images
 from diffsight.zero_shot.engine import Encoded, Engine, Scored
 from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import decide

@@ -1,26 +1,24 @@
 """`DiffusionClassifier`: a scikit-learn estimator whose X is images and whose classes are words."""
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from diffsight.backbones.base import Backbone
 from diffsight.backbones.loading import load
-from diffsight.data.images import Images, images_from
+from diffsight.data.images import images_from
 from diffsight.data.prompts import PromptSet
 from diffsight.errors import ImageError, InputError
+from diffsight.zero_shot.calibration import fit_temperature
 from diffsight.zero_shot.elimination import Exhaustive, Policy
-from diffsight.zero_shot.engine import Encoded, Scored
+from diffsight.zero_shot.encoding import by_content, encode_images
+from diffsight.zero_shot.engine import Scored
 from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import Verdict, decide
 
@@ -29,58 +27,6 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 class TieWarning(UserWarning):
     """Two classes have exactly equal scores; the label returned is one of several."""
-
-
-def encode_images(
-    backbone: Backbone, images: Iterable[tuple[str, Callable[[], Image.Image]]], *, group: int = 16
-) -> Iterator[Encoded]:
-    """Decode and encode images in groups of a fixed size; an image that cannot be read becomes a failure.
-
-    Args:
-        backbone: Whose transform and VAE to use.
-        images: Identities and what opens the image (raising ImageError if it is bad).
-        group: How many go through the VAE at once. Groups are cut by position, so that latents do not depend on where
-            an interrupted run goes on.
-
-    Yields:
-        One item per image, in order.
-    """
-    batch: list[tuple[str, torch.Tensor | str]] = []
-
-    def encode() -> Iterator[Encoded]:
-        good = [item for _, item in batch if not isinstance(item, str)]
-        latents = iter(backbone.encode(torch.stack(good)) if good else ())
-        for id, item in batch:
-            failure = item if isinstance(item, str) else None
-            yield Encoded(id=id, x0=None if failure else next(latents), failure=failure)
-        batch.clear()
-
-    for id, opener in images:
-        try:
-            batch.append((id, backbone.transform(opener())))
-        except ImageError as error:
-            batch.append((id, str(error)))
-        if len(batch) == group:
-            yield from encode()
-    yield from encode()
-
-
-def _by_content(images: Images, ids: list[str]) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
-    """Name each image by its pixels, so that its noise depends neither on its place nor on its file; fills ``ids``."""
-    for position in range(len(images)):
-        try:
-            image = images[position]
-        except ImageError as error:
-            ids.append(f"unreadable-{position}")
-            yield ids[-1], partial(_refuse, error)
-        else:
-            content = f"{image.size}".encode() + image.tobytes()
-            ids.append(hashlib.sha256(content).hexdigest()[:16])
-            yield ids[-1], partial(Image.Image.copy, image)
-
-
-def _refuse(error: ImageError) -> Image.Image:
-    raise error
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -135,6 +81,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: Class names in the order given.
         setup_: The model, prompts and settings after `fit`.
+        scale_: Scale of the probabilities after `calibrate`.
 
     References:
         Li et al., Your Diffusion Model is Secretly a Zero-Shot Classifier, ICCV 2023, https://arxiv.org/abs/2303.16203
@@ -201,16 +148,52 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         Returns:
             One verdict per image, in order. An image that cannot be read has ``failure`` set and no label.
         """
+        scale = self.scale if self.scale is not None else getattr(self, "scale_", None)
+        return [decide(one, self._fitted().contest, scale=scale) for one in self._score(X, progress)]
+
+    def _score(self, X: Any, progress: Callable[[int, int], None] | None = None) -> list[Scored]:  # noqa: ANN401, N803
         setup = self._fitted()
         images = images_from(X)
         ids: list[str] = []
         engine = setup.engine(self.batch_size)
         done: dict[str, Scored] = {}
-        for finished in engine.run(encode_images(setup.backbone, _by_content(images, ids))):
+        for finished in engine.run(encode_images(setup.backbone, by_content(images, ids))):
             done.update({scored.id: scored for scored in finished})
             if progress is not None:
                 progress(len(done), engine.calls)
-        return [decide(done[id], setup.contest, scale=self.scale) for id in ids]
+        return [done[id] for id in ids]
+
+    def calibrate(self, X: Any, y: Sequence[str]) -> "DiffusionClassifier":  # noqa: ANN401, N803
+        """Fit the scale of the probabilities to labelled images; labels stay as they are, and nothing else changes.
+
+        The probabilities are then no longer zero-shot: real labelled images have chosen something.
+
+        Args:
+            X: Held-out images.
+            y: The class name of each.
+
+        Returns:
+            Itself, with ``scale_`` set, which is used unless ``scale`` was given.
+
+        Raises:
+            InputError: If a label is no class, numbers differ, or single prompts compete (ensembles min and mixture).
+            ImageError: If an image cannot be read.
+        """
+        contest = self._fitted().contest
+        if contest.units.count != len(contest.class_names):
+            raise InputError(
+                f"The ensemble {contest.ensemble!r} lets single prompts compete: calibrate 'mean' instead."
+            )
+        names = list(contest.class_names)
+        if unknown := sorted({str(label) for label in y} - set(names)):
+            raise InputError(f"The labels {unknown[:5]} are none of the classes {names}.")
+        scored = self._score(X)
+        for position, one in enumerate(scored):
+            if one.failure:
+                raise ImageError(f"Image {position}: {one.failure}")
+        labels = np.array([names.index(str(label)) for label in y])
+        self.scale_ = fit_temperature([contest.units.reduce(one.errors) for one in scored], labels).scale
+        return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: ANN401, N803
         """Class name of each image.
@@ -242,7 +225,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         settings = replace(setup.settings, policy=Exhaustive(num_draws=num_draws))
         full = prepare(setup.backbone, setup.prompts, settings)
         engine = full.engine(self.batch_size)
-        images = encode_images(setup.backbone, _by_content(images_from(image), []))
+        images = encode_images(setup.backbone, by_content(images_from(image), []))
         (scored,) = (scored for finished in engine.run(images) for scored in finished)
         if scored.failure:
             raise ImageError(scored.failure)

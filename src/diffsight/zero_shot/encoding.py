@@ -1,0 +1,65 @@
+"""From images to latents that the engine can score; what cannot be read becomes a failure and stops nobody."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import torch
+from PIL import Image
+
+from diffsight.backbones.base import Backbone
+from diffsight.data.images import Images
+from diffsight.errors import ImageError
+from diffsight.zero_shot.engine import Encoded
+
+
+def encode_images(
+    backbone: Backbone, images: Iterable[tuple[str, Callable[[], Image.Image]]], *, group: int = 16
+) -> Iterator[Encoded]:
+    """Decode and encode images in groups of a fixed size; an image that cannot be read becomes a failure.
+
+    Args:
+        backbone: Whose transform and VAE to use.
+        images: Identities and what opens the image (raising ImageError if it is bad).
+        group: How many go through the VAE at once. Groups are cut by position, so that latents do not depend on where
+            an interrupted run goes on.
+
+    Yields:
+        One item per image, in order.
+    """
+    batch: list[tuple[str, torch.Tensor | str]] = []
+
+    def encode() -> Iterator[Encoded]:
+        good = [item for _, item in batch if not isinstance(item, str)]
+        latents = iter(backbone.encode(torch.stack(good)) if good else ())
+        for id, item in batch:
+            failure = item if isinstance(item, str) else None
+            yield Encoded(id=id, x0=None if failure else next(latents), failure=failure)
+        batch.clear()
+
+    for id, opener in images:
+        try:
+            batch.append((id, backbone.transform(opener())))
+        except ImageError as error:
+            batch.append((id, str(error)))
+        if len(batch) == group:
+            yield from encode()
+    yield from encode()
+
+
+def by_content(images: Images, ids: list[str]) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+    """Name each image by its pixels, so that its noise depends neither on its place nor on its file; fills ``ids``."""
+    for position in range(len(images)):
+        try:
+            image = images[position]
+        except ImageError as error:
+            ids.append(f"unreadable-{position}")
+            yield ids[-1], partial(_refuse, error)
+        else:
+            content = f"{image.size}".encode() + image.tobytes()
+            ids.append(hashlib.sha256(content).hexdigest()[:16])
+            yield ids[-1], partial(Image.Image.copy, image)
+
+
+def _refuse(error: ImageError) -> Image.Image:
+    raise error
