@@ -187,7 +187,7 @@ def test_dry_run_only_tells(classify, photos, tmp_path, monkeypatch):
         (["PHOTOS", "--model", "SD"], ["--classes"]),
         (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--device", "gpu"], ["'gpu'"]),
         (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--dtype", "int8"], ["'int8'"]),
-        (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--loss", "kl"], ["KL"]),
+        (["PHOTOS", "--model", "SD", "--classes", "cat,dog", "--loss", "kl"], ["'kl'"]),
         (["PHOTOS", "--model", "DIT", "--template", "a {}"], ["--template"]),
         (["PHOTOS", "--model", "DIT", "--classes", "cat, wolf"], ["wolf"]),
     ],

@@ -107,7 +107,11 @@ def _weight_files(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
                     f"read; diffsight reads safetensors only. Convert it once where you trust it: "
                     f"pipeline.save_pretrained(FOLDER, safe_serialization=True)."
                 )
-            raise ModelError(f"{folder / part} holds no weights (*.safetensors). Is the download complete?")
+            raise ModelError(
+                f"{folder / part} holds no weights (*.safetensors). Either the copy is not complete, or the repository "
+                f"has them only as a pickle, which diffsight does not read: convert it once where you trust it, with "
+                f"pipeline.save_pretrained(FOLDER, safe_serialization=True), and give that folder."
+            )
         # A repository may hold the same weights in several precisions: full precision is the reference.
         plain = [file for file in found if ".fp16." not in file.name and ".non_ema." not in file.name]
         yield from plain or found
