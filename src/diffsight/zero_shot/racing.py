@@ -226,6 +226,9 @@ class Forecast:
     spread, which the variance does not know of, the answer is lost much less often (``benchmarks/zero_shot.py``
     measures it). Where the level must hold over all looks together, use `Race`.
 
+    The defaults were chosen on stored errors of ``tiny-fashion`` on 1,000 test photographs, labels seen: what they give
+    there is no forecast of what they give elsewhere.
+
     Attributes:
         error: At a look, the probability that any of the arms dropped would still have won.
         min_draws: No test before.
