@@ -22,7 +22,7 @@ RESIZES = ("shortest", "adm", "crop_first", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "box")
 
 
-def images_from(X: Any, *, limits: ImageLimits = DEFAULT_LIMITS) -> "Images":  # noqa: ANN401, N803 (as in scikit-learn)
+def images_from(X: Any, *, limits: ImageLimits = DEFAULT_LIMITS) -> "Images":  # noqa: ANN401
     """Take what users pass to an estimator as a sequence of images.
 
     Args:

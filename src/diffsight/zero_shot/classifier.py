@@ -114,7 +114,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.scale = scale
 
-    def fit(self, X: object = None, y: object = None) -> "DiffusionClassifier":  # noqa: N803
+    def fit(self, X: object = None, y: object = None) -> "DiffusionClassifier":
         """Load the model and encode the prompts. Images and labels, if given, are not looked at.
 
         Raises:
@@ -135,7 +135,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
     def classify(
         self,
-        X: Any,  # noqa: ANN401, N803
+        X: Any,  # noqa: ANN401
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Verdict]:
@@ -151,7 +151,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         scale = self.scale if self.scale is not None else getattr(self, "scale_", None)
         return [decide(one, self._fitted().contest, scale=scale) for one in self._score(X, progress)]
 
-    def _score(self, X: Any, progress: Callable[[int, int], None] | None = None) -> list[Scored]:  # noqa: ANN401, N803
+    def _score(self, X: Any, progress: Callable[[int, int], None] | None = None) -> list[Scored]:  # noqa: ANN401
         setup = self._fitted()
         images = images_from(X)
         ids: list[str] = []
@@ -163,7 +163,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
                 progress(len(done), engine.calls)
         return [done[id] for id in ids]
 
-    def calibrate(self, X: Any, y: Sequence[str]) -> "DiffusionClassifier":  # noqa: ANN401, N803
+    def calibrate(self, X: Any, y: Sequence[str]) -> "DiffusionClassifier":  # noqa: ANN401
         """Fit the scale of the probabilities to labelled images; labels stay as they are, and nothing else changes.
 
         The probabilities are then no longer zero-shot: real labelled images have chosen something.
@@ -195,7 +195,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         self.scale_ = fit_temperature([contest.units.reduce(one.errors) for one in scored], labels).scale
         return self
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: ANN401, N803
+    def predict(self, X: Any) -> np.ndarray:  # noqa: ANN401
         """Class name of each image.
 
         Raises:
@@ -206,11 +206,11 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             warnings.warn(f"Exact ties for the first place at images {tied[:10]}.", TieWarning, stacklevel=2)
         return self.classes_[np.array([verdict.label for verdict in verdicts], dtype=np.int64)]
 
-    def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:  # noqa: ANN401, N803
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:  # noqa: ANN401
         """Probability of each class; rows sum to 1."""
         return np.stack([verdict.probabilities for verdict in self._all(X)])
 
-    def decision_function(self, X: Any) -> Float[np.ndarray, "n k"]:  # noqa: ANN401, N803
+    def decision_function(self, X: Any) -> Float[np.ndarray, "n k"]:  # noqa: ANN401
         """Negative error of each class relative to the winner on the draws that both have: 0 for the winner."""
         return np.stack([verdict.scores for verdict in self._all(X)])
 
@@ -280,7 +280,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             self.fit()
         return self.setup_
 
-    def _all(self, X: Any) -> list[Verdict]:  # noqa: ANN401, N803
+    def _all(self, X: Any) -> list[Verdict]:  # noqa: ANN401
         verdicts = self.classify(X)
         for index, verdict in enumerate(verdicts):
             if verdict.failure:
