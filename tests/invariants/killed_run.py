@@ -20,7 +20,7 @@ def main():
     out, samples, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)  # a child of a fork may not use the threads of its parent
     settings = Settings(policy=PooledRace(max_draws=24))
-    job = make_job(folder_task(samples), load("tiny-fashion", device="cpu"), settings=settings, limit=12)
+    job = make_job(folder_task(samples), load("tiny-fashion", device="cpu"), settings=settings, limit=30)
     random.seed(0)
     done = 0
     while True:
@@ -30,7 +30,7 @@ def main():
             os._exit(0)
         if done == kills:
             sys.exit(os.waitpid(child, 0)[1])
-        time.sleep(random.uniform(0.05, 1.0))
+        time.sleep(random.uniform(0.05, 0.9))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
