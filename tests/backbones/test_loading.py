@@ -139,3 +139,10 @@ def test_dit_folders_load(tmp_path):
     assert isinstance(backbone, Backbone)
     assert backbone.class_names == ("cat", "dog", "bird")
     assert backbone.transform.resize == "adm"
+
+
+def test_identity_is_of_what_changes_numbers_and_not_of_the_place(sd_folder, copy):
+    assert load(copy).identity() == load(sd_folder).identity()
+    config = copy / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.7}))
+    assert load(copy).identity() != load(sd_folder).identity()

@@ -5,8 +5,9 @@ import torch
 from pipelines import save_dit
 
 from diffsight.backbones import load
-from diffsight.data.prompts import PromptSet
+from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.errors import InputError
+from diffsight.evaluation.task import list_tasks, load_task
 from diffsight.zero_shot.classifier import DiffusionClassifier
 from diffsight.zero_shot.elimination import Exhaustive, Staged
 from diffsight.zero_shot.policies import policy_from_dict
@@ -88,3 +89,9 @@ def test_the_variational_bound_can_decide_where_variance_is_learned(dit):
 def test_class_ids_have_no_embeddings_to_average(dit):
     with pytest.raises(InputError, match="averages text embeddings"):
         prepare(dit, PromptSet.from_templates(["cat", "dog"], "{}"), Settings(ensemble="embedding"))
+
+
+def test_tasks_and_presets_name_the_same_templates():
+    for name in list_tasks():
+        for paper, templates in load_task(name).presets.items():
+            assert templates == templates_for(paper.split("/")[0], name)

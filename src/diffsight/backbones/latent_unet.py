@@ -83,9 +83,10 @@ class LatentUNet:
         return Prediction(output=output.float(), kind=self.prediction, x_t=x_t, alpha=alpha, sigma=sigma)
 
     def identity(self) -> dict[str, str]:
-        """Name, revision, weights hash, dtype, schedule and transform."""
+        """Revision, weights hash, scale of the latents, dtype, schedule and transform; not where the files lie."""
         return {
             **self.provenance,
+            "latents": self.space.scale,
             "dtype": str(self.dtype).removeprefix("torch."),
             "prediction": self.prediction,
             "schedule": self.schedule.fingerprint(),

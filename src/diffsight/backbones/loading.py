@@ -65,17 +65,17 @@ def load(
             f"{name} is a {pipeline}, which diffsight cannot use yet. It reads {' and '.join(sorted(FAMILIES))}."
         )
     family = FAMILIES[pipeline]
-    provenance = {"model": card.name if card else str(name), "revision": found_revision, "weights": ""}
-    provenance["weights"] = weights_hash(folder, PARTS[family])
+    provenance = {"revision": found_revision, "weights": weights_hash(folder, PARTS[family])}
     if card and card.weights and card.weights != provenance["weights"]:
         raise ModelError(
             f"The weights of {card.name} in {folder} are not those of its card (SHA-256 {provenance['weights'][:12]}… "
             f"and not {card.weights[:12]}…): a damaged or foreign copy. Install or download it again."
         )
     build = _latent_unet if family == "latent_unet" else _transformer
+    called = card.name if card else str(name)
     try:
         with _quiet():
-            return build(folder, card, index, provenance, device=chosen_device, dtype=chosen_dtype)
+            return build(folder, called, card, index, provenance, device=chosen_device, dtype=chosen_dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
@@ -166,6 +166,7 @@ def _download(candidates: list[tuple[str, str | None]]) -> tuple[Path, str]:
 
 def _latent_unet(
     folder: Path,
+    called: str,
     card: Card | None,
     index: Mapping[str, Any],
     provenance: dict[str, str],
@@ -187,7 +188,7 @@ def _latent_unet(
     config = _read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
     space = LatentSpace(_frozen(vae, device))
     return LatentUNet(
-        name=provenance["model"],
+        name=called,
         unet=_frozen(unet, device),
         space=space,
         text_encoder=_frozen(text_encoder, device),
@@ -203,6 +204,7 @@ def _latent_unet(
 
 def _transformer(
     folder: Path,
+    called: str,
     card: Card | None,
     index: Mapping[str, Any],
     provenance: dict[str, str],
@@ -226,7 +228,7 @@ def _transformer(
     labels = index.get("id2label") or {}
     count = network.config.num_embeds_ada_norm
     return ClassTransformer(
-        name=provenance["model"],
+        name=called,
         transformer=_frozen(network, device),
         space=space,
         schedule=from_config(config),

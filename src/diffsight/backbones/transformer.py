@@ -81,9 +81,10 @@ class ClassTransformer:
         return Prediction(output=output, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance)
 
     def identity(self) -> dict[str, str]:
-        """Name, revision, weights hash, dtype, schedule and transform."""
+        """Revision, weights hash, scale of the latents, dtype, schedule and transform; not where the files lie."""
         return {
             **self.provenance,
+            "latents": self.space.scale,
             "dtype": str(self.dtype).removeprefix("torch."),
             "prediction": "eps",
             "schedule": self.schedule.fingerprint(),

@@ -22,6 +22,11 @@ class LatentSpace:
         """Pixels per latent along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def scale(self) -> str:
+        """Scaling factor and shift, which the weights do not hold."""
+        return f"{self.vae.config.scaling_factor} {self.vae.config.shift_factor or 0.0}"
+
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Posterior mean × scaling factor, after the shift that some models have."""

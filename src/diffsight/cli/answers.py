@@ -134,7 +134,7 @@ def document(answers: Answers, setup: "Setup", top: int, note: str | None) -> di
         }
 
     return {
-        "model": setup.backbone.identity(),
+        "model": {"name": setup.backbone.name, **setup.backbone.identity()},
         "settings": setup.settings.to_dict(),
         "classes": list(answers.classes),
         "images": [entry(*row) for row in zip(answers.pictures, answers.verdicts, answers.truths, strict=True)],

@@ -44,7 +44,8 @@ def read_errors(run: Run, num_arms: int) -> StoredErrors:
     predictions = run.read("predictions", columns=["id", "label"])
     losses = tuple(name for name in rows.column_names if name in (*LOSSES, "kl"))
     values = np.stack([rows[name].to_numpy() for name in losses], axis=1)
-    codes = pa.array(rows["id"].to_pylist()).dictionary_encode()
+    codes = rows["id"].combine_chunks()
+    codes = codes if pa.types.is_dictionary(codes.type) else codes.dictionary_encode()
     position = {name: index for index, name in enumerate(codes.dictionary.to_pylist())}
     code, draw, arm = codes.indices.to_numpy(), rows["draw"].to_numpy(), rows["arm"].to_numpy()
     order = np.argsort(code, kind="stable")

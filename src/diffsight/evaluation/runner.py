@@ -4,7 +4,7 @@ import itertools
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -52,6 +52,7 @@ class Job:
         }
         recorded = {
             "batch_size": batch_size,
+            "model": self.setup.backbone.name,
             "device": str(self.setup.backbone.device),
             "versions": {name: version(name) for name in ("diffsight", "torch", "diffusers", "transformers")},
             "python": platform.python_version(),
@@ -189,12 +190,13 @@ def evaluate(
             run.commit({"schedule": _schedule_table(job.setup)}, progress={"finished": 0})
         images = run.progress["finished"]
         finished: list[Scored] = []
+        labels = dict(zip(job.source.ids, job.source.labels or itertools.repeat(None), strict=False))
 
         def commit() -> None:
             nonlocal images
             finished.extend(engine.drain())
             images += len(finished)
-            _commit(run, job, engine, finished, images)
+            _commit(run, job.setup, engine, finished, labels, images)
             finished.clear()
 
         for batch, scored in enumerate(engine.run(_stream(job, engine.admitted)), start=1):
@@ -223,11 +225,17 @@ def _openers(source: Source, positions: range) -> Iterator[tuple[str, Callable[[
         yield sample.id, sample.load
 
 
-def _commit(run: Run, job: Job, engine: Engine, finished: Sequence[Scored], images: int) -> None:
+def _commit(
+    run: Run,
+    setup: Setup,
+    engine: Engine,
+    finished: Sequence[Scored],
+    labels: Mapping[str, int | None],
+    images: int,
+) -> None:
     good = [scored for scored in finished if scored.failure is None]
-    labels = dict(zip(job.source.ids, job.source.labels or itertools.repeat(None), strict=False))
     run.commit(
-        {"errors": _error_table(good, engine.scorer.losses), "predictions": _prediction_table(good, job.setup, labels)},
+        {"errors": _error_table(good, engine.scorer.losses), "predictions": _prediction_table(good, setup, labels)},
         failures=[{"id": s.id, "reason": s.failure, "calls": s.calls} for s in finished if s.failure is not None],
         state=engine.snapshot(),
         progress={"finished": images, "calls": engine.calls},
@@ -248,7 +256,7 @@ def _error_table(scored: Sequence[Scored], losses: Sequence[str]) -> pa.Table:
     return pa.table(columns)
 
 
-def _prediction_table(scored: Sequence[Scored], setup: Setup, labels: dict[str, int | None]) -> pa.Table:
+def _prediction_table(scored: Sequence[Scored], setup: Setup, labels: Mapping[str, int | None]) -> pa.Table:
     verdicts = [decide(s, setup.contest) for s in scored]
     return pa.table(
         {

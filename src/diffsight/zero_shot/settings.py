@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from diffsight.backbones.base import Backbone, Condition
-from diffsight.data.prompts import PromptSet
+from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
@@ -72,8 +72,9 @@ class Preset:
     source: str
 
 
-def _li(template: str, keep: Sequence[int], samples: Sequence[int], loss: str) -> Preset:
-    policy = Staged(keep=tuple(keep), samples=tuple(samples), paper_exact=True)
+def _li(dataset: str, keep: tuple[int, ...], samples: tuple[int, ...], loss: str) -> Preset:
+    policy = Staged(keep=keep, samples=samples, paper_exact=True)
+    (template,) = templates_for("li2023", dataset)
     return Preset(settings=Settings(policy=policy, loss=loss), template=template, source="Li et al. 2303.16203")
 
 
@@ -81,15 +82,15 @@ _FOUR = ((20, 10, 5, 1), (20, 50, 100, 500))
 
 # Fact sheet §2.1 (the authors' commands.md; CIFAR-100 from their issue 19).
 LI2023: Mapping[str, Preset] = {
-    "food101": _li("a photo of {}, a type of food.", *_FOUR, "l2"),
-    "cifar10": _li("a blurry photo of a {}.", (5, 1), (50, 500), "l1"),
-    "aircraft": _li("a photo of a {}, a type of aircraft.", *_FOUR, "l2"),
-    "pets": _li("a photo of a {}, a type of pet.", (5, 1), (25, 250), "l1"),
-    "flowers102": _li("a photo of a {}, a type of flower.", *_FOUR, "l1"),
-    "stl10": _li("a photo of a {}.", (5, 1), (100, 500), "l1"),
-    "imagenet": _li("a photo of a {}.", (500, 50, 10, 1), (50, 100, 500, 1000), "l2"),
-    "objectnet": _li("a photo of a {}.", (25, 10, 5, 1), (50, 100, 500, 1000), "l2"),
-    "cifar100": _li("a blurry photo of a {}.", *_FOUR, "l1"),
+    "food101": _li("food101", *_FOUR, "l2"),
+    "cifar10": _li("cifar10", (5, 1), (50, 500), "l1"),
+    "aircraft": _li("aircraft", *_FOUR, "l2"),
+    "pets": _li("pets", (5, 1), (25, 250), "l1"),
+    "flowers102": _li("flowers102", *_FOUR, "l1"),
+    "stl10": _li("stl10", (5, 1), (100, 500), "l1"),
+    "imagenet": _li("imagenet", (500, 50, 10, 1), (50, 100, 500, 1000), "l2"),
+    "objectnet": _li("objectnet", (25, 10, 5, 1), (50, 100, 500, 1000), "l2"),
+    "cifar100": _li("cifar100", *_FOUR, "l1"),
 }
 
 
@@ -108,7 +109,8 @@ def preset(name: str) -> Preset:
     """
     if name == "clark2023":
         settings = Settings(policy=PairedTTest(), loss="l2", weighting="exp")
-        return Preset(settings=settings, template="a photo of a {}.", source="Clark & Jaini 2303.15233")
+        (template,) = templates_for("clip")
+        return Preset(settings=settings, template=template, source="Clark & Jaini 2303.15233")
     known = {"li2023": LI2023["cifar10"]} | {f"li2023/{key}": value for key, value in LI2023.items()}
     if name not in known:
         raise InputError(f"Unknown preset {name!r}. {nearest(name, [*known, 'clark2023'])}")
