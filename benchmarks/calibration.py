@@ -14,7 +14,7 @@ import numpy as np
 
 from diffsight.evaluation.metrics import reliability
 from diffsight.evaluation.rescoring import read_errors
-from diffsight.evaluation.store import Run
+from diffsight.store.run import Run
 from diffsight.zero_shot.calibration import Temperature, fit_platt, fit_temperature, posterior
 
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from diffsight.backbones import load
+from diffsight.backbones.encoding import encode_images
 from diffsight.diffusion.weighting import by_name
 from diffsight.evaluation.rescoring import StoredErrors, read_errors
 from diffsight.evaluation.runner import evaluate, make_job
-from diffsight.evaluation.store import Run
 from diffsight.evaluation.task import load_task
+from diffsight.store.run import Run
 from diffsight.zero_shot.elimination import Exhaustive, Policy, Staged
-from diffsight.zero_shot.encoding import encode_images
 from diffsight.zero_shot.policies import replay
 from diffsight.zero_shot.racing import Forecast, PairedTTest, PooledRace, Race
 from diffsight.zero_shot.settings import Settings, prepare

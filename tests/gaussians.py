@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from diffsight.backbones.base import Condition
+from diffsight.backbones.encoding import Encoded
 from diffsight.data.images import ImageTransform
 from diffsight.data.prompts import PromptSet
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule, ddpm
-from diffsight.zero_shot.engine import Encoded
 from diffsight.zero_shot.settings import Settings, prepare
 
 SCHEDULE = ddpm(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

@@ -7,8 +7,8 @@ from diffsight.backbones.cards import assets
 from diffsight.errors import InputError, RunError
 from diffsight.evaluation.rescoring import read_errors, rescore
 from diffsight.evaluation.runner import estimate, evaluate, make_job
-from diffsight.evaluation.store import Run
 from diffsight.evaluation.task import folder_task
+from diffsight.store.run import Run
 from diffsight.zero_shot.elimination import Exhaustive
 from diffsight.zero_shot.policies import replay
 from diffsight.zero_shot.racing import PooledRace

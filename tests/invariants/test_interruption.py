@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffsight.backbones.cards import assets
-from diffsight.evaluation.store import Run
+from diffsight.store.run import Run
 
 KILLS = 10
 

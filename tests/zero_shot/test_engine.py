@@ -3,10 +3,10 @@ import pytest
 import torch
 from gaussians import contest, encoded, mixture, run
 
+from diffsight.backbones.encoding import Encoded
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.errors import ModelError
 from diffsight.zero_shot.elimination import Exhaustive, Staged
-from diffsight.zero_shot.engine import Encoded
 from diffsight.zero_shot.policies import POLICIES, policy_from_dict
 from diffsight.zero_shot.racing import PairedTTest, PooledRace
 from diffsight.zero_shot.scoring import Requests, denoising_errors

@@ -13,7 +13,7 @@ from diffsight.diffusion.schedule import Schedule
 from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
 from diffsight.evaluation.metrics import summary
-from diffsight.evaluation.store import Run
+from diffsight.store.run import Run
 from diffsight.zero_shot.engine import Scored, Units
 from diffsight.zero_shot.policies import policy_from_dict, replay
 from diffsight.zero_shot.scoring import LOSSES

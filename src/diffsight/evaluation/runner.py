@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from diffsight.backbones.base import Backbone
+from diffsight.backbones.encoding import Encoded, encode_images
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source
 from diffsight.errors import InputError
 from diffsight.evaluation.metrics import summary
-from diffsight.evaluation.store import Manifest, Run
 from diffsight.evaluation.task import Task
-from diffsight.zero_shot.encoding import encode_images
-from diffsight.zero_shot.engine import Encoded, Engine, Scored
+from diffsight.store.run import Manifest, Run
+from diffsight.zero_shot.engine import Engine, Scored
 from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import decide
 

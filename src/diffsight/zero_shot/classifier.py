@@ -11,13 +11,13 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from diffsight.backbones.base import Backbone
+from diffsight.backbones.encoding import by_content, encode_images
 from diffsight.backbones.loading import load
 from diffsight.data.images import images_from
 from diffsight.data.prompts import PromptSet
 from diffsight.errors import ImageError, InputError
 from diffsight.zero_shot.calibration import fit_temperature
 from diffsight.zero_shot.elimination import Exhaustive, Policy
-from diffsight.zero_shot.encoding import by_content, encode_images
 from diffsight.zero_shot.engine import Scored
 from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import Verdict, decide

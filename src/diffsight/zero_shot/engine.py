@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from diffsight.backbones.encoding import Encoded
 from diffsight.errors import ModelError
 from diffsight.zero_shot.elimination import Policy
 from diffsight.zero_shot.scoring import Requests, Scorer
@@ -65,15 +66,6 @@ class Scored:
     errors: Float[np.ndarray, "draws arms losses"]
     alive: Bool[np.ndarray, " units"]
     calls: int
-    failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Encoded:
-    """An image ready to be scored: its latent, or why there is none."""
-
-    id: str
-    x0: Float[Tensor, "c h w"] | None
     failure: str | None = None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsight.errors import InputError, RunError
-from diffsight.evaluation.disk import SCHEMA, damaged, digest, read_json, to_json
+from diffsight.store.disk import SCHEMA, damaged, digest, read_json, to_json
 
 TABLE = re.compile(r"[a-z][a-z0-9_]*")
 _NAME = r"(?:part|state)-(\d{5,})\.(?:parquet|jsonl|safetensors)"

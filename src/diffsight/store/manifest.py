@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsight.errors import RunError
-from diffsight.evaluation.disk import SCHEMA, damaged, digest, put, read_json, to_json
+from diffsight.store.disk import SCHEMA, damaged, digest, put, read_json, to_json
 
 
 def _flatten(value: object, name: str = "") -> dict[str, str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from diffsight.errors import InputError, RunError
-from diffsight.evaluation.store import Manifest, Run
+from diffsight.store.run import Manifest, Run
 
 RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync is quick
 MANIFEST = Manifest({"model": {"name": "m", "weights": "ab12"}, "seed": 0}, {"batch_size": 8})
@@ -22,7 +22,7 @@ STEPS = 3
 # doubled or torn commit changes every number after it.
 LOOP = """
 import numpy as np, pyarrow as pa
-from diffsight.evaluation.store import Manifest, Run
+from diffsight.store.run import Manifest, Run
 
 def work(path, manifest, steps):
     with Run.open(path, manifest) as run:
@@ -270,7 +270,7 @@ assert "torch" not in sys.modules
 def test_worker_of_a_killed_run_does_not_keep_it_locked(tmp_path):
     script = """
 import os, signal, sys, time
-from diffsight.evaluation.store import Manifest, Run
+from diffsight.store.run import Manifest, Run
 run = Run.open(sys.argv[1], Manifest({"seed": 0}))
 worker = os.fork()
 if not worker:

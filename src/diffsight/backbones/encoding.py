@@ -1,16 +1,27 @@
-"""From images to latents that the engine can score; what cannot be read becomes a failure and stops nobody."""
+"""From images to latents; what cannot be read becomes a failure and stops nobody."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from diffsight.backbones.base import Backbone
 from diffsight.data.images import Images
 from diffsight.errors import ImageError
-from diffsight.zero_shot.engine import Encoded
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Encoded:
+    """An image ready for the network: its latent, or why there is none."""
+
+    id: str
+    x0: Float[Tensor, "c h w"] | None
+    failure: str | None = None
 
 
 def encode_images(

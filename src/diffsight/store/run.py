@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 
 from diffsight.errors import InputError, RunError
-from diffsight.evaluation.checkpoint import TABLE, Checkpoint, Part, encode_checkpoint, find_orphans, read_checkpoint
-from diffsight.evaluation.disk import SCHEMA, damaged, digest, lock, make, put, read_json, to_json, writing
-from diffsight.evaluation.manifest import Manifest as Manifest
-from diffsight.evaluation.manifest import check_same, read_manifest, write_manifest
+from diffsight.store.checkpoint import TABLE, Checkpoint, Part, encode_checkpoint, find_orphans, read_checkpoint
+from diffsight.store.disk import SCHEMA, damaged, digest, lock, make, put, read_json, to_json, writing
+from diffsight.store.manifest import Manifest as Manifest
+from diffsight.store.manifest import check_same, read_manifest, write_manifest
 
 _FAILURES, _STATE = "failures", "state"
 

@@ -1,0 +1,1 @@
+"""Frozen diffusion features: extraction, cache, heads, probes, search and CKA."""
