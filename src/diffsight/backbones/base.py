@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction
@@ -57,6 +57,22 @@ class Condition:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A place inside a denoiser whose output can be looked at.
+
+    Attributes:
+        name: Stable name: ``enc.17``, ``mid``, ``dec.4``, ``block.12``; the path where a module has no other.
+        path: Of the module in the network.
+        number: Its place in the order of execution from 1, which is how Mukhopadhyay et al. count blocks; None for
+            modules that are no block.
+    """
+
+    name: str
+    path: str
+    number: int | None
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """A frozen diffusion model.
@@ -104,6 +120,16 @@ class Backbone(Protocol):
         """What the denoiser computes in; schedules and errors are fp32 or better whatever it is."""
         ...
 
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser itself, frozen and in evaluation mode."""
+        ...
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its blocks in the order in which they run."""
+        ...
+
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Map images in [-1, 1] to ``x0``, fp32, without randomness."""
         ...
@@ -113,7 +139,7 @@ class Backbone(Protocol):
         ...
 
     def condition(self, names: Sequence[str]) -> Condition:
-        """Encode prompts; for a class-conditional model class names or ids (as text).
+        """Encode prompts; for a class-conditional model class names or ids (as text); for none, only the null member.
 
         Raises:
             PromptError: If a prompt is longer than the model reads, or a class is unknown to it.

@@ -25,7 +25,11 @@ class Encoded:
 
 
 def encode_images(
-    backbone: Backbone, images: Iterable[tuple[str, Callable[[], Image.Image]]], *, group: int = 16
+    backbone: Backbone,
+    images: Iterable[tuple[str, Callable[[], Image.Image]]],
+    *,
+    group: int = 16,
+    prepare: Callable[[str, Image.Image], Tensor] | None = None,
 ) -> Iterator[Encoded]:
     """Decode and encode images in groups of a fixed size; an image that cannot be read becomes a failure.
 
@@ -34,6 +38,7 @@ def encode_images(
         images: Identities and what opens the image (raising ImageError if it is bad).
         group: How many go through the VAE at once. Groups are cut by position, so that latents do not depend on where
             an interrupted run goes on.
+        prepare: From identity and image to the network's input, instead of the backbone's transform.
 
     Yields:
         One item per image, in order.
@@ -50,7 +55,8 @@ def encode_images(
 
     for id, opener in images:
         try:
-            batch.append((id, backbone.transform(opener())))
+            image = opener()
+            batch.append((id, prepare(id, image) if prepare else backbone.transform(image)))
         except ImageError as error:
             batch.append((id, str(error)))
         if len(batch) == group:
@@ -58,9 +64,11 @@ def encode_images(
     yield from encode()
 
 
-def by_content(images: Images, ids: list[str]) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
-    """Name each image by its pixels, so that its noise depends neither on its place nor on its file; fills ``ids``."""
-    for position in range(len(images)):
+def by_content(
+    images: Images, ids: list[str], positions: range | None = None
+) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+    """Name images by their pixels, so that their noise depends neither on place nor on file; fills ``ids``."""
+    for position in positions if positions is not None else range(len(images)):
         try:
             image = images[position]
         except ImageError as error:

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-from diffsight.backbones.base import Condition
+from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.layers import unet_layers
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
@@ -50,6 +51,16 @@ class LatentUNet:
         side = self.transform.output_size // self.space.factor
         return (self.unet.config.in_channels, side, side)
 
+    @property
+    def network(self) -> UNet2DConditionModel:
+        """The UNet."""
+        return self.unet
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """25 blocks in Stable Diffusion 1 and 2: enc.0 to enc.11, mid, dec.0 to dec.11."""
+        return unet_layers(self.unet)
+
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Map images in [-1, 1] to scaled posterior means, fp32."""
         return self.space.encode(images)
@@ -64,18 +75,19 @@ class LatentUNet:
         Raises:
             PromptError: If a prompt has more tokens than the text encoder reads: its end would be ignored silently.
         """
-        self._check_length(names)
-        states = torch.cat([self._encode_text(names[i : i + 64]) for i in range(0, len(names), 64)])
+        if names:
+            self._check_length(names)
+        null = self._encode_text([""])
+        states = [self._encode_text(names[i : i + 64]) for i in range(0, len(names), 64)]
         return Condition(
             names=tuple(names),
-            tensors={"encoder_hidden_states": states},
-            null={"encoder_hidden_states": self._encode_text([""])},
+            tensors={"encoder_hidden_states": torch.cat([null[:0], *states])},
+            null={"encoder_hidden_states": null},
         )
 
-    @torch.no_grad()
     def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the UNet; its input and output are in its own dtype, the prediction's views in fp32."""
-        timestep = self.schedule.timesteps[index.cpu()].to(self.device, torch.float32)
+        timestep = self.schedule.timesteps[index.cpu()].to(x_t.device, torch.float32)
         output = self.unet(
             x_t.to(self.dtype), timestep, encoder_hidden_states=condition.tensors["encoder_hidden_states"]
         ).sample

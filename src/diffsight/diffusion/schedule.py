@@ -84,6 +84,10 @@ class Schedule:
         alpha_bar = self.alpha.square()
         return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
 
+    def nearest_level(self, log_snr: float) -> int:
+        """The level whose log-SNR is nearest: the way to carry a noise level from one schedule to another."""
+        return int((self.log_snr - log_snr).abs().argmin())
+
     def at(self, index: Int[Tensor, " b"], like: Tensor) -> tuple[Tensor, Tensor]:
         """Look up alpha and sigma for a batch.
 
