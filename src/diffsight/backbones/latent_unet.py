@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -93,6 +94,10 @@ class LatentUNet:
         ).sample
         alpha, sigma = self.schedule.at(index, like=x_t)
         return Prediction(output=output.float(), kind=self.prediction, x_t=x_t, alpha=alpha, sigma=sigma)
+
+    def __sklearn_clone__(self) -> Self:
+        # A cloned estimator shares the frozen model instead of copying gigabytes.
+        return self
 
     def identity(self) -> dict[str, str]:
         """Revision, weights hash, scale of the latents, dtype, schedule and transform; not where the files lie."""

@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from diffusers import DiTTransformer2DModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffsight.backbones.base import Condition
+from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.classes import class_id
+from diffsight.backbones.layers import transformer_layers
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule
-from diffsight.errors import PromptError, nearest
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -47,6 +49,16 @@ class ClassTransformer:
         size = self.transformer.config.sample_size
         return (self.transformer.config.in_channels, size, size)
 
+    @property
+    def network(self) -> DiTTransformer2DModel:
+        """The transformer."""
+        return self.transformer
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """28 blocks in DiT-XL/2: block.0 to block.27."""
+        return transformer_layers(self.transformer)
+
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Map images in [-1, 1] to scaled posterior means, fp32."""
         return self.space.encode(images)
@@ -61,14 +73,14 @@ class ClassTransformer:
         Raises:
             PromptError: If the model does not know a class.
         """
-        ids = torch.tensor([self._class_id(name) for name in names], device=self.device)
+        ids = [class_id(name, self.class_names, self.name) for name in names]
+        labels = torch.tensor(ids, dtype=torch.long, device=self.device)
         null = torch.tensor([self.transformer.config.num_embeds_ada_norm], device=self.device)
-        return Condition(names=tuple(names), tensors={"class_labels": ids}, null={"class_labels": null})
+        return Condition(names=tuple(names), tensors={"class_labels": labels}, null={"class_labels": null})
 
-    @torch.no_grad()
     def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the transformer; eight output channels are eps and the variance's interpolation factor (§1.6)."""
-        timestep = self.schedule.timesteps[index.cpu()].to(self.device, torch.long)
+        timestep = self.schedule.timesteps[index.cpu()].to(x_t.device, torch.long)
         output = self.transformer(
             x_t.to(self.dtype), timestep=timestep, class_labels=condition.tensors["class_labels"]
         ).sample.float()
@@ -80,6 +92,10 @@ class ClassTransformer:
             log_variance = learned_log_variance(factor, self.schedule, index)
         return Prediction(output=output, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance)
 
+    def __sklearn_clone__(self) -> Self:
+        # A cloned estimator shares the frozen model instead of copying gigabytes.
+        return self
+
     def identity(self) -> dict[str, str]:
         """Revision, weights hash, scale of the latents, dtype, schedule and transform; not where the files lie."""
         return {
@@ -90,19 +106,3 @@ class ClassTransformer:
             "schedule": self.schedule.fingerprint(),
             "transform": str(self.transform.to_dict()),
         }
-
-    def _class_id(self, name: str) -> int:
-        # ImageNet's names list synonyms ("tench, Tinca tinca"), and a few words belong to two classes ("crane").
-        found = [id for id, names in enumerate(self.class_names) if name == names or name in names.split(", ")]
-        if len(found) > 1:
-            raise PromptError(f"{name!r} is the name of the classes {found} of {self.name}. Write the id instead.")
-        if found:
-            return found[0]
-        count = len(self.class_names)
-        if name.isdecimal() and int(name) < count:
-            return int(name)
-        if name.isdecimal():
-            raise PromptError(f"{self.name} has no class {name}: its ids go from 0 to {count - 1}.")
-        raise PromptError(
-            f"{self.name} knows {count} classes and {name!r} is not one of them. {nearest(name, self.class_names)}"
-        )

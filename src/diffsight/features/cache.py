@@ -161,8 +161,8 @@ def extract(
             with writing(path):
                 write_manifest(path / "manifest.json", manifest, [manifest.recorded])
         done = _finished(path, manifest.fingerprint)
-        size = shard_images(extraction, STORAGES[storage])
         start = begun = done[-1]["stop"] if done else 0
+        size = shard_images(extraction, STORAGES[storage]) if start < len(items) else 0
         while start < len(items):
             chunks = []
             for chunk in extraction.run(items, batch_size=batch_size, start=start, stop=start + size):
