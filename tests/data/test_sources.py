@@ -1,15 +1,17 @@
 import gzip
+import inspect
 import json
 import os
 import pickle
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
-from diffsight.data.images import images_from
+from diffsight.data.images import ImageLimits, images_from
 from diffsight.data.sources import Source, open_source
-from diffsight.data.torchvision_sets import DEBIAN_FASHION_MNIST
+from diffsight.data.torchvision_sets import DEBIAN_FASHION_MNIST, TORCHVISION
 from diffsight.errors import ImageError, SourceError
 
 
@@ -160,6 +162,71 @@ def test_selection_keeps_ids_and_images(tmp_path):
     assert [sample.load().getpixel((0, 0))[0] for sample in source] == [20, 0]
 
 
+def test_content_follows_the_images_and_nothing_else(tmp_path):
+    names = ("cat/1.png", "cat/2.png", "dog/1.png")
+    here, there = (open_source(fill(tmp_path / place, *names)) for place in ("here", "there"))
+    known = here.content()
+    assert known == there.content() == here.content()
+    assert known == open_source(fill(tmp_path / "renamed", "a/x.png", "b/y.png", "c/z.png")).content()
+    parts = {here.select(order).content() for order in ([0, 1, 2], [1, 0, 2], [0, 1], [0, 1, 2, 2][:2], [0])}
+    assert len(parts) == 4
+    assert known in parts
+    save(tmp_path / "here" / "cat/2.png", value=77)
+    assert here.content() != known
+    assert here.select([0, 2]).content() == there.select([0, 2]).content()
+
+
+def test_content_of_what_cannot_be_read(tmp_path):
+    source = open_source(fill(tmp_path, "a.png", "b.png", "c.png", "d.png"))
+    known = source.content()
+    (tmp_path / "b.png").unlink()
+    gone = source.content()
+    assert gone != known
+    (tmp_path / "b.png").write_bytes(b"text")
+    assert source.content() not in (known, gone)
+    (tmp_path / "b.png").unlink()
+    os.mkfifo(tmp_path / "b.png")
+    assert source.content() == gone
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to("b.png")
+    assert source.content() == gone
+
+
+def test_files_over_the_limit_are_not_read_for_their_content(tmp_path):
+    uri = fill(tmp_path, "a.png")
+    with (tmp_path / "b.png").open("wb") as file:
+        file.truncate(2**40)
+    large = open_source(uri).content()
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to("b.png")
+    assert open_source(uri).content() == large
+    assert open_source(uri, limits=ImageLimits(max_bytes=10)).content() != large
+
+
+def test_content_reports_progress(tmp_path):
+    seen = []
+    open_source(fill(tmp_path, "a.png", "b.png")).content(lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_content_of_your_own_source_is_that_of_its_pixels():
+    def read(id):
+        if id == "bad":
+            raise ImageError("no")
+        return Image.new("RGB", (int(id), 12 // int(id)))
+
+    def content(*ids):
+        return Source(name="mine", ids=ids, read=read).content()
+
+    assert content("2", "bad") == content("2", "bad")
+    assert len({content("2"), content("3"), content("bad"), content("2", "3"), content("3", "2"), content()}) == 6
+
+
+def test_content_travels_to_workers(tmp_path):
+    source = open_source(fill(tmp_path, "1.png", "2.png"))
+    assert pickle.loads(pickle.dumps(source)).content() == source.content()
+
+
 def test_a_source_is_a_batch_of_images(tmp_path):
     source = open_source(fill(tmp_path, "1.png", "2.png"))
     for images in (images_from(source), images_from([source[0], source[1]])):
@@ -179,6 +246,8 @@ def test_sources_travel_to_workers(tmp_path):
         ("folde:x", "'folder'"),
         ("photos", "'folder:photos'"),
         ("fashion-mnist", "'torchvision:fashion-mnist'"),
+        ("digits", "'sklearn:digits'"),
+        ("sklearn:digit", "'digits'"),
         ("torchvision:cifar", "'cifar10'"),
         ("torchvision:", "pets"),
         ("", "folder"),
@@ -226,6 +295,9 @@ def test_fashion_mnist_in_every_layout(tmp_path, digits, packed, layout):
     assert source.class_names[0] == "T-shirt/top"
     assert np.array_equal(np.asarray(source[3].load())[..., 1], digits[3])
     assert np.array_equal(np.asarray(source.select([6])[0].load())[..., 2], digits[6])
+    write_idx(tmp_path / "other", np.flip(digits, 0), range(7), packed=True)
+    other = open_source("torchvision:fashion-mnist", root=tmp_path / "other")
+    assert other.content() != source.content() == other.select(range(6, -1, -1)).content()
 
 
 def test_splits_are_kept_apart(tmp_path, digits):
@@ -318,7 +390,23 @@ def eurosat(root):
     return "eurosat", ("annual crop land", "forest")
 
 
-@pytest.mark.parametrize("make", [food, pets, aircraft, dtd, eurosat])
+def cars(root):
+    data = root / "stanford_cars"
+    save(data / "cars_test/1.jpg", 40)
+    save(data / "cars_test/2.jpg", 80)
+    (data / "devkit").mkdir()
+    names = np.array(["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"], dtype=object)
+    scipy.io.savemat(data / "devkit/cars_meta.mat", {"class_names": names})
+    write_cars(data, "1.jpg", "2.jpg")
+    return "cars", tuple(names)
+
+
+def write_cars(data, *files):
+    rows = np.array([(file, number) for number, file in enumerate(files, 1)], dtype=[("fname", "O"), ("class", "O")])
+    scipy.io.savemat(data / "cars_test_annos_withlabels.mat", {"annotations": rows})
+
+
+@pytest.mark.parametrize("make", [food, pets, aircraft, dtd, eurosat, cars])
 def test_torchvisions_sets_of_files(tmp_path, make):
     name, class_names = make(tmp_path)
     source = open_source(f"torchvision:{name}", root=tmp_path)
@@ -326,6 +414,10 @@ def test_torchvisions_sets_of_files(tmp_path, make):
     assert source.labels == (0, 1)
     assert source.class_names[:2] == class_names
     assert abs(source[1].load().getpixel((2, 2))[0] - 80) < 4
+    known = source.content()
+    save(next(tmp_path.rglob("*2.jpg")), 81)
+    assert source.content() != known
+    assert source.content() == source.select([0, 1]).content() != source.select([1, 0]).content()
 
 
 @pytest.mark.parametrize("make", [food, pets])
@@ -337,6 +429,19 @@ def test_a_damaged_image_of_a_set_is_one_image_error(tmp_path, make):
     assert source[0].load().size == (5, 4)
     with pytest.raises(ImageError):
         source[1].load()
+
+
+def test_cars_say_that_they_cannot_be_downloaded(tmp_path):
+    with pytest.raises(SourceError, match=r"cars_test_annos_withlabels\.mat.*page is gone"):
+        open_source("torchvision:cars", root=tmp_path)
+
+
+@pytest.mark.parametrize("outside", ["../../secret.jpg", "/etc/secret.jpg", "../../stanford_cars2/2.jpg"])
+def test_lists_of_a_set_may_not_leave_its_folder(tmp_path, outside):
+    cars(tmp_path)
+    write_cars(tmp_path / "stanford_cars", "1.jpg", outside)
+    with pytest.raises(SourceError, match="outside of it"):
+        open_source("torchvision:cars", root=tmp_path)
 
 
 def test_a_set_that_is_incomplete(tmp_path):
@@ -361,18 +466,48 @@ def test_cifar_as_torchvision_reads_it(tmp_path, monkeypatch):
     assert source.class_names == ("airplane", "automobile")
     assert source.labels == (1, 0)
     assert np.array_equal(np.asarray(source[1].load()), pixels[1].transpose(1, 2, 0))
+    assert source.content() != source.select([1, 0]).content()
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels[::-1].reshape(2, -1), "labels": [1, 0]}))
+    assert open_source("torchvision:cifar10", root=tmp_path).content() == source.select([1, 0]).content()
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_all_sets_say_where_they_keep_their_images(name):
+    # Else their content could be known only by decoding all of it.
+    from torchvision import datasets
+
+    known = TORCHVISION[name]
+    bases = [cls for cls in getattr(datasets, known.cls).__mro__ if cls.__module__.startswith("torchvision")]
+    assert known.is_idx or f"self.{known.stored}" in "".join(map(inspect.getsource, bases))
 
 
 def test_flower_names_are_fit_for_prompts():
     from torchvision.datasets import Flowers102
-
-    from diffsight.data.torchvision_sets import TORCHVISION
 
     renamed = TORCHVISION["flowers102"].renamed
     assert set(renamed) < set(Flowers102.classes)
     names = [renamed.get(name, name) for name in Flowers102.classes]
     assert len(set(names)) == 102
     assert not any("?" in name for name in names)
+
+
+def test_digits_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    whole, train, test = (open_source("sklearn:digits", split=split) for split in ("all", "train", "test"))
+    assert (len(whole), len(train), len(test)) == (1797, 1442, 355)
+    assert test.ids[7] == "digits/test/00007"
+    assert test.class_names == tuple("0123456789")
+    assert np.array_equal(np.asarray(whole[5].load())[..., 1], np.round(load_digits().images[5] * 255 / 16))
+    assert np.asarray(whole[5].load()).max() == 255
+    for source in (train, test):
+        share = np.bincount(source.labels) / np.bincount(whole.labels)
+        assert np.ptp(share) < 0.01
+    pixels = [{sample.load().tobytes() for sample in source} for source in (whole, train, test)]
+    assert pixels[0] == pixels[1] | pixels[2]
+    assert len({source.content() for source in (whole, train, test)}) == 3
+    with pytest.raises(SourceError, match="no split 'val'"):
+        open_source("sklearn:digits", split="val")
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.exists(), reason="needs Debian's package dataset-fashion-mnist")

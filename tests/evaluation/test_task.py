@@ -5,6 +5,7 @@ import pytest
 import yaml
 from torchvision import datasets
 
+from diffsight.data import digits, fine_grained
 from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.data.torchvision_sets import TORCHVISION
 from diffsight.errors import InputError, PromptError, SourceError
@@ -22,8 +23,12 @@ citation: me
 """
 COUNTS = {
     "aircraft": 100,
+    "cars": 196,
     "cifar10": 10,
     "cifar100": 100,
+    "cub": 200,
+    "digits": 10,
+    "dogs": 120,
     "eurosat": 10,
     "fashion-mnist": 10,
     "flowers102": 102,
@@ -46,8 +51,14 @@ def test_task(name):
     assert task.licence
     assert task.citation
     scheme, _, data = task.source.partition(":")
-    assert scheme == "torchvision"
-    assert task.split in TORCHVISION[data].splits
+    if scheme == "torchvision":
+        assert task.split in TORCHVISION[data].splits
+    elif scheme == "fine-grained":
+        assert data in fine_grained.FINE_GRAINED
+        assert task.split in fine_grained.SPLITS
+    else:
+        assert task.source == "sklearn:digits"
+        assert task.split in digits.SPLITS
     assert len(PromptSet.from_templates(task.class_names, task.templates).prompts) == COUNTS[name]
     for preset, templates in task.presets.items():
         paper, _, dataset = preset.partition("/")
@@ -64,6 +75,11 @@ def test_class_names_are_in_the_order_of_the_labels():
         ("pink and yellow dahlia", "pink-yellow dahlia?"),
         ("air plant", "ball moss"),
     ]
+    dogs = load_task("dogs").class_names
+    assert (dogs[0], dogs[14], dogs[-1]) == ("Chihuahua", "black-and-tan coonhound", "African hunting dog")
+    birds = load_task("cub").class_names
+    assert (birds[0], birds[141 - 1], birds[-1]) == ("black footed albatross", "artic tern", "common yellowthroat")
+    assert load_task("digits").class_names == load_task("mnist").class_names
     for name in ("eurosat", "mnist", "stl10"):
         assert load_task(name).class_names == TORCHVISION[name].names
 

@@ -132,11 +132,19 @@ class ImageTransform:
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """Resize, crop, pad and scale one image to [-1, 1], fp32 on the CPU."""
         image = image if image.mode == "RGB" else to_rgb(image, "given")
-        image = _RESIZERS[self.resize](image, self.size, Image.Resampling[self.interpolation.upper()])
+        return self.finish(_RESIZERS[self.resize](image, self.size, self.method))
+
+    def finish(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        """The last steps, after resizing and cropping: luminance, padding, scaling to [-1, 1]."""
         if self.grayscale:
             image = image.convert("L").convert("RGB")
         pixels = np.pad(np.asarray(image), ((self.pad, self.pad), (self.pad, self.pad), (0, 0)), mode="edge")
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+
+    @property
+    def method(self) -> Image.Resampling:
+        """Pillow's name of the filter."""
+        return Image.Resampling[self.interpolation.upper()]
 
     @property
     def output_size(self) -> int:
@@ -172,34 +180,46 @@ def _batch(array: NDArray[Any] | Tensor, *, single: bool, batched: bool) -> Any:
     return array
 
 
-def _centre_square(image: Image.Image, side: int, left: int, top: int) -> Image.Image:
+def cut_square(image: Image.Image, side: int, left: int, top: int) -> Image.Image:
+    """Cut out the square with this upper left corner."""
     return image.crop((left, top, left + side, top + side))
 
 
-def _shortest(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
+def _scale_shortest(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
     short = min(image.size)
     if short != size:
         width, height = (size if side == short else int(size * side / short) for side in image.size)
         image = image.resize((width, height), method)
-    return _centre_square(image, size, round((image.width - size) / 2), round((image.height - size) / 2))
+    return image
 
 
-def _adm(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
+def _scale_adm(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), method)
-    return _centre_square(image, size, (image.width - size) // 2, (image.height - size) // 2)
-
-
-def _crop_first(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
-    side = min(image.size)
-    square = _centre_square(image, side, (image.width - side) // 2, (image.height - side) // 2)
-    return square.resize((size, size), method)
+    return image.resize((round(image.width * scale), round(image.height * scale)), method)
 
 
 def _squash(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
     return image.resize((size, size), method)
 
 
+def _shortest(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
+    image = _scale_shortest(image, size, method)
+    return cut_square(image, size, round((image.width - size) / 2), round((image.height - size) / 2))
+
+
+def _adm(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
+    image = _scale_adm(image, size, method)
+    return cut_square(image, size, (image.width - size) // 2, (image.height - size) // 2)
+
+
+def _crop_first(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:
+    side = min(image.size)
+    square = cut_square(image, side, (image.width - side) // 2, (image.height - side) // 2)
+    return _squash(square, size, method)
+
+
+# Those that scale before they crop, without the crop: the shorter side of what they give is `size`.
+SCALERS = {"shortest": _scale_shortest, "adm": _scale_adm, "squash": _squash}
 _RESIZERS = {"shortest": _shortest, "adm": _adm, "crop_first": _crop_first, "squash": _squash}

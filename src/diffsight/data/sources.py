@@ -1,4 +1,4 @@
-"""Sources of samples: folders and torchvision's data sets, as ids, labels and class names; images come one by one.
+"""Sources of samples: folders and known data sets, as ids, labels and class names; images come one by one.
 
 An id names an image in every machine's copy of the data. Nothing is decoded before it is asked for.
 """
@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from diffsight.data.decoding import DEFAULT_LIMITS, SUFFIXES, ImageLimits, open_image
+from diffsight.data.decoding import DEFAULT_LIMITS, SUFFIXES, ImageLimits
+from diffsight.data.digits import read_digits
+from diffsight.data.fine_grained import FINE_GRAINED, read_lists
+from diffsight.data.readers import FolderReader, ItemReader, image_digest
 from diffsight.data.torchvision_sets import TORCHVISION, read_set
-from diffsight.errors import ImageError, SourceError, nearest
+from diffsight.errors import SourceError, nearest
 
 log = logging.getLogger(__name__)
 
-SCHEMES = ("folder", "torchvision")
+SCHEMES = ("folder", "torchvision", "fine-grained", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Source:
         read: Gives the image of an id in RGB; raises ImageError.
         labels: Class index of each image, if known.
         class_names: What the classes are called in prompts, if known.
+        digest: Gives a hash of what is stored of an image, where that is cheaper than decoding; never raises.
 
     Raises:
         SourceError: If ids repeat, or labels do not fit the ids or the classes.
@@ -61,6 +64,7 @@ class Source:
     read: Callable[[str], Image.Image] = field(repr=False, compare=False)
     labels: tuple[int, ...] | None = field(default=None, repr=False)
     class_names: tuple[str, ...] | None = None
+    digest: Callable[[str], bytes] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         repeated = [id for id, count in Counter(self.ids).most_common(1) if count > 1]
@@ -94,6 +98,22 @@ class Source:
         """A hash of ids and labels in their order; not of where the data lies."""
         return hashlib.sha256(json.dumps([self.ids, self.labels]).encode()).hexdigest()[:16]
 
+    def content(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """A hash of what the images are, in their order; not of ids, labels or where the data lies.
+
+        All that is stored is read, and decoded only where a source knows no `digest`. An image that cannot be read
+        counts as such, whatever the reason. Files count by their bytes: the same picture saved anew is another.
+
+        Args:
+            progress: Called after each image with (images read, all images).
+        """
+        whole = hashlib.sha256(b"content-1")
+        for number, id in enumerate(self.ids, start=1):
+            whole.update(self.digest(id) if self.digest is not None else image_digest(self.read, id))
+            if progress is not None:
+                progress(number, len(self))
+        return whole.hexdigest()[:32]
+
 
 def open_source(
     uri: str, *, root: str | Path | None = None, split: str = "test", limits: ImageLimits = DEFAULT_LIMITS
@@ -103,9 +123,10 @@ def open_source(
     Args:
         uri: ``folder:DIR``: a folder of images, or of class folders, whose names with spaces for underscores are the
             class names. ``torchvision:NAME``: a data set that torchvision knows; see `TORCHVISION`.
-        root: What DIR is relative to, or where torchvision's data lie. Without it those are looked for in
-            ``$DIFFSIGHT_DATA`` and ``~/.cache/diffsight``, Fashion-MNIST also where Debian puts it.
-        split: Of torchvision's data sets; a folder is taken whole. EuroSAT has no splits, and all of it is ``test``.
+            ``fine-grained:NAME``: one that it does not; see `FINE_GRAINED`. ``sklearn:digits``: see `read_digits`.
+        root: What DIR is relative to, or where data sets lie. Without it those are looked for in ``$DIFFSIGHT_DATA``
+            and ``~/.cache/diffsight``, Fashion-MNIST also where Debian puts it.
+        split: Of a data set; a folder is taken whole. EuroSAT has no splits, and all of it is ``test``.
         limits: What images to refuse for their size.
 
     Raises:
@@ -116,8 +137,14 @@ def open_source(
         return _open_folder(name, root, limits)
     if colon and scheme == "torchvision":
         return _open_torchvision(name, root, split, limits)
-    if scheme in TORCHVISION:
-        hint = f"Did you mean 'torchvision:{scheme}'?"
+    if colon and scheme == "fine-grained":
+        return _open_fine_grained(name, root, split, limits)
+    if colon and scheme == "sklearn":
+        return _open_digits(name, split, limits)
+    known = {**dict.fromkeys(TORCHVISION, "torchvision"), **dict.fromkeys(FINE_GRAINED, "fine-grained")}
+    known["digits"] = "sklearn"
+    if scheme in known:
+        hint = f"Did you mean '{known[scheme]}:{scheme}'?"
     elif not colon:
         hint = f"Did you mean 'folder:{uri}'?"
     else:
@@ -125,36 +152,40 @@ def open_source(
     raise SourceError(f"Unknown source {uri!r}. {hint}")
 
 
-@dataclass(frozen=True, slots=True)
-class _FolderReader:
-    folder: Path
-    limits: ImageLimits
-
-    def __call__(self, id: str) -> Image.Image:
-        return open_image(self.folder / id, limits=self.limits)
-
-
-@dataclass(frozen=True, slots=True)
-class _ItemReader:
-    items: Any
-    limits: ImageLimits
-
-    def __call__(self, id: str) -> Image.Image:
-        try:
-            item = self.items[int(id.rpartition("/")[2])]
-        except ImageError:
-            raise
-        except Exception as error:  # torchvision lets through whatever its readers raise.
-            raise ImageError(f"Image {id} is missing or damaged: {error or type(error).__name__}") from error
-        return open_image(item[0] if isinstance(item, tuple) else item, limits=self.limits, name=id)
-
-
 def _open_torchvision(name: str, root: str | Path | None, split: str, limits: ImageLimits) -> Source:
-    items, labels, class_names = read_set(name, root=root, split=split, limits=limits)
+    items, stored, labels, class_names = read_set(name, root=root, split=split, limits=limits)
+    return _of_items(f"torchvision:{name}", split, ItemReader(items, limits, stored), labels, class_names)
+
+
+def _open_digits(name: str, split: str, limits: ImageLimits) -> Source:
+    if name != "digits":
+        raise SourceError(f"Unknown scikit-learn set {name!r}. {nearest(name, ['digits'])}")
+    images, labels, class_names = read_digits(split)
+    return _of_items("sklearn:digits", split, ItemReader(images, limits, images), labels, class_names)
+
+
+def _of_items(
+    uri: str, split: str, reader: ItemReader, labels: tuple[int, ...], class_names: tuple[str, ...]
+) -> Source:
+    name = uri.partition(":")[2]
     return Source(
-        name=f"torchvision:{name}/{split}",
-        ids=tuple(f"{name}/{split}/{index:05d}" for index in range(len(items))),
-        read=_ItemReader(items, limits),
+        name=f"{uri}/{split}",
+        ids=tuple(f"{name}/{split}/{index:05d}" for index in range(len(reader.items))),
+        read=reader,
+        digest=reader.digest,
+        labels=labels,
+        class_names=class_names,
+    )
+
+
+def _open_fine_grained(name: str, root: str | Path | None, split: str, limits: ImageLimits) -> Source:
+    folder, ids, labels, class_names = read_lists(name, root=root, split=split)
+    reader = FolderReader(folder, limits)
+    return Source(
+        name=f"fine-grained:{name}/{split}",
+        ids=ids,
+        read=reader,
+        digest=reader.digest,
         labels=labels,
         class_names=class_names,
     )
@@ -176,9 +207,9 @@ def _open_folder(where: str, root: str | Path | None, limits: ImageLimits) -> So
         raise SourceError(f"There is no image in {folder}{found}. Known endings: {' '.join(sorted(SUFFIXES))}.")
     classes = tuple(dict.fromkeys(id.partition("/")[0] for id in ids if "/" in id))
     name = f"folder:{folder.name}"
-    reader = _FolderReader(folder, limits)
+    reader = FolderReader(folder, limits)
     if not classes:
-        return Source(name=name, ids=ids, read=reader)
+        return Source(name=name, ids=ids, read=reader, digest=reader.digest)
     loose = [id for id in ids if "/" not in id]
     if loose:
         raise SourceError(
@@ -196,6 +227,7 @@ def _open_folder(where: str, root: str | Path | None, limits: ImageLimits) -> So
         name=name,
         ids=ids,
         read=reader,
+        digest=reader.digest,
         labels=tuple(index[id.partition("/")[0]] for id in ids),
         class_names=tuple(label.replace("_", " ").strip() for label in classes),
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffsight.data.decoding import DEFAULT_LIMITS, ImageLimits, open_image
+from diffsight.data.readers import data_roots
 from diffsight.errors import SourceError, nearest
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -29,19 +30,23 @@ class TorchvisionSet:
         cls: Name of the class in ``torchvision.datasets``.
         place: What must lie in the root for it to be there; ``{split}`` is filled in.
         splits: Options of the class for each split.
-        labels: Attribute that holds the labels; without meaning for idx.
+        labels: Attribute that holds the labels, or tuples that end with one; without meaning for idx.
+        stored: Attribute that holds the images as they are stored: arrays, paths, or tuples that begin with a path.
         names: Class names where torchvision has none, or none fit for a prompt.
         renamed: Single class names to replace.
         is_idx: Whether it is in MNIST's format, which is read here.
+        obtain: How to get it where torchvision cannot download it; for errors.
     """
 
     cls: str
     place: str
     splits: Mapping[str, Mapping[str, Any]]
     labels: str = "_labels"
+    stored: str = "_image_files"
     names: tuple[str, ...] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     is_idx: bool = False
+    obtain: str | None = None
 
 
 def _named(*splits: str) -> dict[str, dict[str, Any]]:
@@ -55,14 +60,28 @@ TORCHVISION: Mapping[str, TorchvisionSet] = {
     "aircraft": TorchvisionSet(
         cls="FGVCAircraft", place="fgvc-aircraft-2013b", splits=_named("test", "train", "val", "trainval")
     ),
-    "cifar10": TorchvisionSet(cls="CIFAR10", place="cifar-10-batches-py", splits=_BY_FLAG, labels="targets"),
-    "cifar100": TorchvisionSet(cls="CIFAR100", place="cifar-100-python", splits=_BY_FLAG, labels="targets"),
+    "cars": TorchvisionSet(
+        cls="StanfordCars",
+        place="stanford_cars",
+        splits=_named("test", "train"),
+        labels="_samples",
+        stored="_samples",
+        obtain="a copy of what the authors gave away, with stanford_cars/cars_train, cars_test, devkit and "
+        "cars_test_annos_withlabels.mat; their page is gone, see https://github.com/pytorch/vision/issues/7545",
+    ),
+    "cifar10": TorchvisionSet(
+        cls="CIFAR10", place="cifar-10-batches-py", splits=_BY_FLAG, labels="targets", stored="data"
+    ),
+    "cifar100": TorchvisionSet(
+        cls="CIFAR100", place="cifar-100-python", splits=_BY_FLAG, labels="targets", stored="data"
+    ),
     "dtd": TorchvisionSet(cls="DTD", place="dtd", splits=_named("test", "train", "val")),
     "eurosat": TorchvisionSet(
         cls="EuroSAT",
         place="eurosat",
         splits={"test": {}},
         labels="targets",
+        stored="samples",
         names=(  # In the order of the folders, AnnualCrop to SeaLake; the words are CLIP's.
             "annual crop land",
             "forest",
@@ -89,23 +108,31 @@ TORCHVISION: Mapping[str, TorchvisionSet] = {
     ),
     "food101": TorchvisionSet(cls="Food101", place="food-101", splits=_named("test", "train")),
     "mnist": TorchvisionSet(cls="MNIST", place="MNIST/raw", splits=_BY_FLAG, names=_DIGITS, is_idx=True),
-    "pets": TorchvisionSet(cls="OxfordIIITPet", place="oxford-iiit-pet", splits=_named("test", "trainval")),
+    "pets": TorchvisionSet(
+        cls="OxfordIIITPet", place="oxford-iiit-pet", splits=_named("test", "trainval"), stored="_images"
+    ),
     "stl10": TorchvisionSet(
         cls="STL10",
         place="stl10_binary",
         splits=_named("test", "train"),
         labels="labels",
+        stored="data",
         names=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
     ),
     "svhn": TorchvisionSet(
-        cls="SVHN", place="{split}_32x32.mat", splits=_named("test", "train"), labels="labels", names=_DIGITS
+        cls="SVHN",
+        place="{split}_32x32.mat",
+        splits=_named("test", "train"),
+        labels="labels",
+        stored="data",
+        names=_DIGITS,
     ),
 }
 
 
 def read_set(
     name: str, *, root: str | Path | None = None, split: str = "test", limits: ImageLimits = DEFAULT_LIMITS
-) -> tuple[Any, tuple[int, ...], tuple[str, ...]]:
+) -> tuple[Any, Any, tuple[int, ...], tuple[str, ...]]:
     """Open a split of a data set: labels are read, images only where they are stored in one piece with them.
 
     Args:
@@ -115,7 +142,8 @@ def read_set(
         limits: What images to refuse for their size.
 
     Returns:
-        A sequence that gives each image by its index (alone, or first in a tuple), the labels, and the class names.
+        A sequence that gives each image by its index (alone, or first in a tuple), what is stored of them (see
+        `ItemReader`), the labels, and the class names.
 
     Raises:
         SourceError: If name or split is unknown, or the data are absent or damaged.
@@ -128,13 +156,14 @@ def read_set(
     import torchvision  # Slow, and needed only here.
 
     cls = getattr(torchvision.datasets, known.cls)
-    places = [place / known.place.format(split=split) for place in _roots(root)]
+    places = [place / known.place.format(split=split) for place in data_roots(root)]
     if known.is_idx:
         if root is not None:
             places.append(Path(root).expanduser())
         elif name == "fashion-mnist":
             places.append(DEBIAN_FASHION_MNIST)
         items, labels = _read_idx_pair(_locate(name, split, places, f"{_PREFIX[split]}-images-idx3-ubyte*"), split)
+        stored = items
         own_names = cls.classes
     else:
         place = _locate(name, split, places)
@@ -143,22 +172,31 @@ def read_set(
             options["loader"] = partial(open_image, limits=limits)
         try:
             items = cls(str(place.parent), **options)
-            labels = getattr(items, known.labels)
+            labels = [label[-1] if isinstance(label, tuple) else label for label in getattr(items, known.labels)]
         except Exception as error:
             raise SourceError(f"torchvision:{name} in {place} is incomplete or damaged: {error}") from error
+        stored = _stored(items, known.stored, place)
         own_names = getattr(items, "classes", None)
     names = known.names or own_names
     if not names:
         raise SourceError(f"This torchvision ({torchvision.__version__}) has no class names for {name}; upgrade it.")
     class_names = tuple(known.renamed.get(label, label).replace("_", " ") for label in names)
-    return items, tuple(int(label) for label in labels), class_names
+    return items, stored, tuple(int(label) for label in labels), class_names
 
 
-def _roots(root: str | Path | None) -> list[Path]:
-    if root is not None:
-        return [Path(root).expanduser()]
-    own = os.environ.get("DIFFSIGHT_DATA")
-    return [*([Path(own).expanduser()] if own else []), Path("~/.cache/diffsight").expanduser()]
+def _stored(items: Any, attribute: str, place: Path) -> Sequence[str | Path] | NDArray[Any] | None:  # noqa: ANN401
+    """Arrays or paths from where torchvision keeps them; None, so that images are decoded, if it does no more."""
+    held = getattr(items, attribute, None)
+    if held is None or len(held) != len(items):
+        return None
+    if isinstance(held, np.ndarray):
+        return held
+    paths = [os.path.normpath(item[0] if isinstance(item, tuple) else item) for item in held]
+    top = os.path.join(os.path.normpath(place), "")
+    for path in paths:
+        if not path.startswith(top):  # torchvision joins what stands in a list to the folder, "../" and "/" included.
+            raise SourceError(f"The lists in {place} name the file {path}, which is outside of it.")
+    return paths
 
 
 def _locate(name: str, split: str, places: Sequence[Path], pattern: str = "") -> Path:
@@ -170,10 +208,10 @@ def _locate(name: str, split: str, places: Sequence[Path], pattern: str = "") ->
     options = "".join(f"{key}={value!r}, " for key, value in known.splits[split].items())
     root = str(places[0]).removesuffix(known.place.format(split=split)).rstrip("/")
     package = ", or as Debian's package dataset-fashion-mnist" if name == "fashion-mnist" else ""
+    command = f'python -c "import torchvision.datasets as d; d.{known.cls}({root!r}, {options}download=True)"'
     raise SourceError(
         f"torchvision:{name} ({split}) is not here; looked for {' and '.join(map(str, places))}. Say where it is (root "
-        f'or $DIFFSIGHT_DATA), or get it with: python -c "import torchvision.datasets as d; '
-        f'd.{known.cls}({root!r}, {options}download=True)"{package}.'
+        f"or $DIFFSIGHT_DATA), or get {known.obtain or f'it with: {command}{package}'}."
     )
 
 

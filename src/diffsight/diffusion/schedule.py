@@ -85,7 +85,7 @@ class Schedule:
         return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
 
     def nearest_level(self, log_snr: float) -> int:
-        """The level whose log-SNR is nearest: the way to carry a noise level from one schedule to another."""
+        """The level with the nearest log-SNR: how a noise level is carried from one schedule to another."""
         return int((self.log_snr - log_snr).abs().argmin())
 
     def at(self, index: Int[Tensor, " b"], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,8 +179,7 @@ def ddpm(
 def flow(num_timesteps: int = 1000, shift: float = 1.0, *, time_scale: float = 1000.0) -> Schedule:
     """Levels of a rectified flow, ``x_t = (1 - sigma) x0 + sigma eps``.
 
-    With ``shift`` other than 1 the levels are not uniform in sigma: Stable Diffusion 3 (shift 3) has only 24.9 % of
-    its levels under sigma = 0.5.
+    With a ``shift`` the levels are not uniform in sigma: Stable Diffusion 3 (shift 3) has 24.9 % under sigma = 0.5.
 
     Args:
         num_timesteps: Number of levels, ``s = 1/N, 2/N, ..., 1``.

@@ -14,7 +14,7 @@ from diffsight.backbones.base import Backbone, Condition, Layer
 from diffsight.backbones.encoding import by_content, encode_images
 from diffsight.backbones.layers import find_layers, intermediates
 from diffsight.data.images import Images
-from diffsight.data.views import augmented_view
+from diffsight.data.views import STREAM, augmented_view
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.errors import InputError, ModelError
 from diffsight.features.noise import Noise
@@ -111,7 +111,7 @@ class Extraction:
             "pool": {"kind": self.pool.kind, "size": self.pool.size}
             | ({"power": self.pool.power} if self.pool.kind == "gem" else {}),
             "prompt": self.prompt,
-            "views": {"count": self.views, "flip": self.flip} if self.views > 1 else 1,
+            "views": {"count": self.views, "flip": self.flip, "stream": STREAM} if self.views > 1 else 1,
         }
 
     def run(self, images: Images, *, batch_size: int = 64, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
