@@ -6,11 +6,13 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -134,4 +136,57 @@ def save_dit(folder, *, names=("cat", "dog", "bird"), seed=0):
     index = folder / "model_index.json"
     labels = {"id2label": {str(i): name for i, name in enumerate(names)}}
     index.write_text(json.dumps(json.loads(index.read_text()) | labels))
+    return folder
+
+
+def pixel_unet(*, channels=3, classes=None, learned_variance=False, size=16):
+    """A UNet on pixels like ADM's: two resolutions, attention in the lower one, ResNets that change the resolution."""
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels * 2 if learned_variance else channels,
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        attention_head_dim=8,
+        norm_num_groups=4,
+        attn_norm_num_groups=4,
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        num_class_embeds=classes,
+    )
+
+
+def save_ddpm(
+    folder, *, names=(), null=False, prediction_type="epsilon", learned_variance=False, channels=3, seed=0, **scheduler
+):
+    """A pipeline in pixel space: unconditional without names; with ``null`` the last of the classes is the null class.
+
+    Its blocks are enc.0 to enc.3, mid, dec.0 to dec.3.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline = DDPMPipeline(
+            unet=pixel_unet(
+                channels=channels, classes=len(names) + null if names else None, learned_variance=learned_variance
+            ),
+            scheduler=DDPMScheduler(
+                beta_start=1e-4,
+                beta_end=0.02,
+                beta_schedule="linear",
+                prediction_type=prediction_type,
+                variance_type="learned_range" if learned_variance else "fixed_small",
+                clip_sample=False,
+                **scheduler,
+            ),
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    # diffusers has no place for these.
+    index = folder / "model_index.json"
+    labels = {"id2label": {str(i): name for i, name in enumerate(names)}} if names else {}
+    index.write_text(json.dumps(json.loads(index.read_text()) | labels))
+    if null:
+        (folder / "diffsight.json").write_text(json.dumps({"null_class": len(names)}))
     return folder

@@ -126,7 +126,8 @@ def test_every_card_is_complete():
     for card in cards().values():
         assert card.licence
         assert card.description
-        assert card.embedded or card.repo
+        assert card.embedded or card.repo or card.checkpoint
+        assert card.reads in ("text", "class ids", "nothing")
         assert card.revision is None or len(card.revision) == 40
 
 

@@ -9,7 +9,7 @@ import typer
 
 from diffsight.cli import app, output
 
-COMMANDS = ("classify", "evaluate", "rescore", "ls", "doctor")
+COMMANDS = ("classify", "evaluate", "rescore", "ls", "convert", "doctor")
 HEAVY = ["torch", "numpy", "scipy", "sklearn", "PIL", "pyarrow", "yaml", "tqdm", "huggingface_hub", "rich"]
 
 

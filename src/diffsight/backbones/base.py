@@ -102,7 +102,10 @@ class Backbone(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The classes of a class-conditional model in the order of their ids, or None for a text-to-image model."""
+        """The classes of a class-conditional model in the order of their ids.
+
+        None for a text-to-image model, and empty for one that reads nothing and so cannot tell classes apart.
+        """
         ...
 
     @property

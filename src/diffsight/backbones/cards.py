@@ -26,6 +26,8 @@ class Card:
         revision: Its commit. None means that no commit has been verified: what ``main`` is then gets recorded.
         mirrors: Other repositories with the same weights.
         weights: What `loading.weights_hash` must give; other weights are refused. None where it is not known yet.
+        checkpoint: Where its authors publish it, if that is a format which ``diffsight convert`` has to read first.
+        reads: What it is told beside the image: ``text``, ``class ids`` or ``nothing``.
         transform: Settings of `ImageTransform` that differ from the family's.
     """
 
@@ -39,6 +41,8 @@ class Card:
     revision: str | None = None
     mirrors: tuple[str, ...] = ()
     weights: str | None = None
+    checkpoint: str | None = None
+    reads: str = "text"
     transform: Mapping[str, object] = field(default_factory=dict)
 
 

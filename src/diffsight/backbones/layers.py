@@ -186,10 +186,12 @@ def profile(backbone: Backbone, layers: Sequence[Layer] | None = None) -> tuple[
     chosen = backbone.layers if layers is None else tuple(layers)
     meta = torch.device("meta")
     network = backbone.network
-    null = backbone.condition(()).nulls(1)
-    condition = Condition(
-        names=null.names, tensors={key: value.to(meta) for key, value in null.tensors.items()}, null={}
+    encoded = backbone.condition(())
+    # Any class does where there is no null class: only shapes matter.
+    some = (
+        encoded.nulls(1) if encoded.null or not backbone.class_names else backbone.condition(backbone.class_names[:1])
     )
+    condition = Condition(names=(), tensors={key: value.to(meta) for key, value in some.tensors.items()}, null={})
     spent: dict[str, int] = {}
     shell = _Shell(network, backbone, chosen)
     stand_ins = {name: t.to(meta) for name, t in (*shell.named_parameters(), *shell.named_buffers())}

@@ -1,7 +1,5 @@
 """`load`: from a name, a Hub repository or a local diffusers folder to a backbone."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ import torch
 
 from diffsight.backbones.base import Backbone, resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
+from diffsight.backbones.folders import one_line, own_settings, part_folder, read_json, weights_hash
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Space
 from diffsight.diffusion.schedule import from_config
@@ -19,6 +18,7 @@ from diffsight.errors import ModelError
 
 if TYPE_CHECKING:
     from diffsight.backbones.latent_unet import LatentUNet
+    from diffsight.backbones.pixel_unet import PixelUNet
     from diffsight.backbones.transformer import ClassTransformer
 
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -26,9 +26,17 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 log = logging.getLogger(__name__)
 
 # Pipelines by the class name in model_index.json, and the parts of each that hold weights.
-FAMILIES = {"StableDiffusionPipeline": "latent_unet", "DiTPipeline": "transformer"}
-PARTS = {"latent_unet": ("unet", "vae", "text_encoder"), "transformer": ("transformer", "vae")}
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+FAMILIES = {
+    "StableDiffusionPipeline": "latent_unet",
+    "DiTPipeline": "transformer",
+    "DDPMPipeline": "pixel_unet",
+    "DDIMPipeline": "pixel_unet",
+}
+PARTS = {
+    "latent_unet": ("unet", "vae", "text_encoder"),
+    "transformer": ("transformer", "vae"),
+    "pixel_unet": ("unet",),
+}
 PREDICTIONS: Mapping[str, Space] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -58,12 +66,10 @@ def load(
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
     folder, card, found_revision = _locate(str(name), revision)
-    index = _read_json(folder / "model_index.json", "no diffusers model: it has no model_index.json")
+    index = read_json(folder / "model_index.json", "no diffusers model: it has no model_index.json")
     pipeline = index.get("_class_name")
     if pipeline not in FAMILIES:
-        raise ModelError(
-            f"{name} is a {pipeline}, which diffsight cannot use yet. It reads {' and '.join(sorted(FAMILIES))}."
-        )
+        raise ModelError(f"{name} is a {pipeline}, which diffsight cannot use yet. It reads {', '.join(FAMILIES)}.")
     family = FAMILIES[pipeline]
     provenance = {"revision": found_revision, "weights": weights_hash(folder, PARTS[family])}
     if card and card.weights and card.weights != provenance["weights"]:
@@ -71,7 +77,7 @@ def load(
             f"The weights of {card.name} in {folder} are not those of its card (SHA-256 {provenance['weights'][:12]}… "
             f"and not {card.weights[:12]}…): a damaged or foreign copy. Install or download it again."
         )
-    build = _latent_unet if family == "latent_unet" else _transformer
+    build = {"latent_unet": _latent_unet, "transformer": _transformer, "pixel_unet": _pixel_unet}[family]
     called = card.name if card else str(name)
     try:
         with _quiet():
@@ -79,42 +85,7 @@ def load(
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{name} in {folder} cannot be loaded: {_one_line(error)}") from error
-
-
-def weights_hash(folder: Path, parts: tuple[str, ...]) -> str:
-    """SHA-256 over the safetensors files of the named parts and the tokenizer's vocabulary, by content and in order.
-
-    Raises:
-        ModelError: If a part holds only pickles, or no weights at all.
-    """
-    digest = hashlib.sha256()
-    vocabulary = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
-    for file in (*_weight_files(folder, parts), *(path for path in vocabulary if path.exists())):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _weight_files(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    for part in parts:
-        found = sorted((folder / part).glob("*.safetensors"))
-        if not found:
-            pickles = [file.name for file in (folder / part).glob("*") if file.suffix in PICKLES]
-            if pickles:
-                raise ModelError(
-                    f"{folder / part} holds its weights only as a pickle ({pickles[0]}), which can run code when it is "
-                    f"read; diffsight reads safetensors only. Convert it once where you trust it: "
-                    f"pipeline.save_pretrained(FOLDER, safe_serialization=True)."
-                )
-            raise ModelError(
-                f"{folder / part} holds no weights (*.safetensors). Either the copy is not complete, or the repository "
-                f"has them only as a pickle, which diffsight does not read: convert it once where you trust it, with "
-                f"pipeline.save_pretrained(FOLDER, safe_serialization=True), and give that folder."
-            )
-        # A repository may hold the same weights in several precisions: full precision is the reference.
-        plain = [file for file in found if ".fp16." not in file.name and ".non_ema." not in file.name]
-        yield from plain or found
+        raise ModelError(f"{name} in {folder} cannot be loaded: {one_line(error)}") from error
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
@@ -136,6 +107,11 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
     card = find_card(name)
     if card.embedded:
         return assets() / card.embedded, card, "embedded"
+    if card.checkpoint:
+        raise ModelError(
+            f"{name} is not to be had in a form that diffsight reads. Download {card.checkpoint} and convert it once: "
+            f"diffsight convert {card.checkpoint.rpartition('/')[2]} --kind {name} --out FOLDER. Then give that folder."
+        )
     if card.repo is None:
         raise ModelError(f"The card {name!r} says neither where the model is on the Hub nor in the package.")
     folder, found = _download([(card.repo, revision or card.revision), *((mirror, None) for mirror in card.mirrors)])
@@ -147,14 +123,16 @@ def _download(candidates: list[tuple[str, str | None]]) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+    # The first DDPM repositories have no sub-folders; in others, what lies beside the index is another format.
+    beside = ["model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"]
+    patterns = [*beside, "*/*.json", "*/*.txt", "*/*.safetensors"]
     ignored = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "*.msgpack"]
     failures = []
     for repo, revision in candidates:
         try:
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-            failures.append(f"{repo}: {_one_line(error)}")
+            failures.append(f"{repo}: {one_line(error)}")
         else:
             return folder, f"{repo}@{folder.name}"
     raise ModelError(
@@ -185,7 +163,7 @@ def _latent_unet(
     text_encoder = CLIPTextModel.from_pretrained(
         folder / "text_encoder", use_safetensors=True, dtype=torch.float32, local_files_only=True
     )
-    config = _read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
+    config = read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
     space = LatentSpace(_frozen(vae, device))
     return LatentUNet(
         name=called,
@@ -221,7 +199,7 @@ def _transformer(
         folder, subfolder="transformer", use_safetensors=True, torch_dtype=dtype
     )
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32)
-    config = _read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
+    config = read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
     if _prediction(config) != "eps":
         raise ModelError(f"{folder} is a DiT with {config['prediction_type']!r} prediction; only eps is known.")
     space = LatentSpace(_frozen(vae, device))
@@ -240,12 +218,51 @@ def _transformer(
     )
 
 
-def _transform(folder: Path, card: Card | None, size: int, *, resize: str) -> ImageTransform:
+def _pixel_unet(
+    folder: Path,
+    called: str,
+    card: Card | None,
+    index: Mapping[str, Any],
+    provenance: dict[str, str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> "PixelUNet":
+    from diffusers import UNet2DModel
+
+    from diffsight.backbones.pixel_unet import PixelUNet
+
+    unet = UNet2DModel.from_pretrained(part_folder(folder, "unet"), use_safetensors=True, torch_dtype=dtype)
+    config = read_json(part_folder(folder, "scheduler") / "scheduler_config.json", "without a scheduler configuration")
+    if config.get("variance_type") == "learned":
+        raise ModelError(
+            f"{folder} predicts the variance itself; only 'learned_range' is known, as in guided-diffusion."
+        )
+    sides = unet.config.sample_size
+    height, width = sides if isinstance(sides, list | tuple) else (sides, sides)
+    if height is None or height != width:
+        found = "of unknown size (unet/config.json has no sample_size)" if height is None else f"of {height}×{width}"
+        raise ModelError(f"{folder} draws images {found}; they must be square and known.")
+    null = own_settings(folder).get("null_class")
+    labels = index.get("id2label") or {}
+    return PixelUNet(
+        name=called,
+        unet=_frozen(unet, device),
+        schedule=from_config(config),
+        prediction=_prediction(config),
+        transform=_transform(folder, card, height, resize="adm", grayscale=unet.config.in_channels == 1),
+        class_names=tuple(str(labels.get(str(i), i)) for i in range(unet.config.num_class_embeds or 0) if i != null),
+        null_class=null,
+        provenance=provenance,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _transform(folder: Path, card: Card | None, size: int, *, resize: str, grayscale: bool = False) -> ImageTransform:
     """The family's transform at the model's resolution, with what the card or the folder's own diffsight.json says."""
-    settings: dict[str, Any] = {"size": size, "resize": resize}
-    own = folder / "diffsight.json"
-    if own.exists():
-        settings |= _read_json(own, "").get("transform", {})
+    settings: dict[str, Any] = {"size": size, "resize": resize, "grayscale": grayscale}
+    settings |= own_settings(folder).get("transform", {})
     return ImageTransform.from_dict(settings | dict(card.transform if card else {}))
 
 
@@ -260,15 +277,6 @@ def _prediction(config: Mapping[str, Any]) -> Space:
 
 def _frozen(network: Network, device: torch.device) -> Network:
     return network.to(device).eval().requires_grad_(False)
-
-
-def _read_json(path: Path, without: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} is {without}.") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {_one_line(error)}") from error
 
 
 @contextmanager
@@ -290,7 +298,3 @@ def _quiet() -> Iterator[None]:
             library.set_verbosity(level)
             if bars:
                 library.enable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffsight.cli import classify, doctor, evaluate, ls, output, rescore
+from diffsight.cli import classify, convert, doctor, evaluate, ls, output, rescore
 from diffsight.errors import DiffsightError
 
 # What Typer raises for wrong options; of its family only BadParameter has a public name in every version.
@@ -23,6 +23,7 @@ app.command()(classify.classify)
 app.command()(evaluate.evaluate)
 app.command()(rescore.rescore)
 app.command("ls")(ls.ls)
+app.command()(convert.convert)
 app.command()(doctor.doctor)
 
 

@@ -194,7 +194,7 @@ def _names(
         return known.class_names
     if names is None:
         card = cards().get(model)
-        if card is not None and card.family != "transformer":
+        if card is not None and card.reads == "text":
             raise InputError(_needs_classes(model))
         return None
     PromptSet.from_templates(names, templates or "{}")  # Refused now rather than after a download.
@@ -214,8 +214,10 @@ def _names(
 def _prompt_set(
     names: "tuple[str, ...] | PromptSet | None", backbone: "Backbone", templates: Sequence[str]
 ) -> "PromptSet":
+    from diffsight.backbones.classes import refuse_unconditional
     from diffsight.data.prompts import PromptSet
 
+    refuse_unconditional(backbone)
     if isinstance(names, PromptSet):
         return names
     if backbone.class_names is not None:

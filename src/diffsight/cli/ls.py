@@ -52,9 +52,9 @@ def models() -> list[dict[str, Any]]:
             "name": card.name,
             "parameters": card.parameters,
             "licence": card.licence,
-            "where": card.repo or "in this package",
+            "where": card.repo or card.checkpoint or "in this package",
             "description": card.description,
-            "reads": ["class ids"] if card.family == "transformer" else ["text"],
+            "reads": [] if card.reads == "nothing" else [card.reads],
         }
         for card in cards().values()
     ]

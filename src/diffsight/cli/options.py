@@ -96,7 +96,7 @@ def check_templates(backbone: "Backbone", templates: Sequence[str] | None) -> No
     Raises:
         InputError: Then.
     """
-    if templates and backbone.class_names is not None:
+    if templates and backbone.class_names:
         raise InputError(f"{backbone.name} takes class ids and reads no text: leave out --template.")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffsight.backbones.base import Backbone
+from diffsight.backbones.classes import refuse_unconditional
 from diffsight.backbones.encoding import Encoded, encode_images
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source
@@ -127,7 +128,9 @@ def make_job(
     Raises:
         SourceError: If the data is not there.
         InputError: If the limit is not positive, or the task has no class names.
+        PromptError: If the model is unconditional, or does not know a class.
     """
+    refuse_unconditional(backbone)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it is a number of images, at least 1.")
     source = open_source(task.source, root=root, split=task.split)

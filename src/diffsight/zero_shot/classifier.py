@@ -11,6 +11,7 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from diffsight.backbones.base import Backbone
+from diffsight.backbones.classes import refuse_unconditional
 from diffsight.backbones.encoding import by_content, encode_images
 from diffsight.backbones.loading import load
 from diffsight.data.images import images_from
@@ -118,7 +119,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         """Load the model and encode the prompts. Images and labels, if given, are not looked at.
 
         Raises:
-            PromptError: If the class names or templates cannot give a right answer.
+            PromptError: If the class names or templates cannot give a right answer, or the model is unconditional.
             ModelError: If the model cannot be loaded.
         """
         backbone = self._loaded()
@@ -288,6 +289,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         return verdicts
 
     def _prompts(self, backbone: Backbone) -> PromptSet:
+        refuse_unconditional(backbone)
         if isinstance(self.classes, PromptSet):
             return self.classes
         if backbone.class_names is not None:

@@ -1,0 +1,89 @@
+"""A diffusers folder on the disk: where its parts are, what their files say, and the hash of their weights."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffsight.errors import ModelError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+def part_folder(folder: Path, part: str) -> Path:
+    """Where a part of a pipeline is: in the folder of its name, but beside the index in the first DDPM repositories."""
+    beside = not (folder / part).is_dir() and (folder / "config.json").exists()
+    return folder if beside else folder / part
+
+
+def weights_hash(folder: Path, parts: tuple[str, ...]) -> str:
+    """SHA-256 over the safetensors files of the named parts and the tokenizer's vocabulary, by content and in order.
+
+    Raises:
+        ModelError: If a part holds only pickles, or no weights at all.
+    """
+    digest = hashlib.sha256()
+    vocabulary = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
+    for file in (*_weight_files(folder, parts), *(path for path in vocabulary if path.exists())):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_json(path: Path, without: str) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        without: What its folder is said to be if the file is not there.
+
+    Raises:
+        ModelError: If it is not there, or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} is {without}.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds a {type(content).__name__} and no JSON object.")
+    return content
+
+
+def own_settings(folder: Path) -> dict[str, Any]:
+    """What the folder's diffsight.json says, for what diffusers' own files have no place for; empty without one.
+
+    Raises:
+        ModelError: If there is one that cannot be read.
+    """
+    own = folder / "diffsight.json"
+    return read_json(own, "") if own.exists() else {}
+
+
+def one_line(error: Exception) -> str:
+    """The message of a library's error, short enough for ours."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _weight_files(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    for part in parts:
+        place = part_folder(folder, part)
+        found = sorted(place.glob("*.safetensors"))
+        if not found:
+            pickles = [file.name for file in place.glob("*") if file.suffix in PICKLES]
+            if pickles:
+                raise ModelError(
+                    f"{place} holds its weights only as a pickle ({pickles[0]}), which can run code when it is "
+                    f"read; diffsight reads safetensors only. Convert it once where you trust it: "
+                    f"pipeline.save_pretrained(FOLDER, safe_serialization=True)."
+                )
+            raise ModelError(
+                f"{place} holds no weights (*.safetensors). Either the copy is not complete, or the repository "
+                f"has them only as a pickle, which diffsight does not read: convert it once where you trust it, with "
+                f"pipeline.save_pretrained(FOLDER, safe_serialization=True), and give that folder."
+            )
+        # A repository may hold the same weights in several precisions: full precision is the reference.
+        plain = [file for file in found if ".fp16." not in file.name and ".non_ema." not in file.name]
+        yield from plain or found

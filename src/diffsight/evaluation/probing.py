@@ -1,0 +1,208 @@
+"""Heads on frozen features, measured: trained on few or many labels, tested on a task's test images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffsight.data.sources import Source, open_source
+from diffsight.data.splits import few_shot, fraction, hold_out
+from diffsight.errors import InputError
+from diffsight.evaluation.metrics import summary
+from diffsight.evaluation.task import Task
+from diffsight.features.cache import FeatureCache, extract
+from diffsight.features.columns import Subset
+from diffsight.features.extraction import Extraction, unaugmented
+from diffsight.features.fitted import FittedHead
+from diffsight.features.fitting import fit_head
+from diffsight.features.heads import HeadSpec
+from diffsight.features.recipes import Recipe
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Parts:
+    """A task's labelled images, divided.
+
+    Attributes:
+        train: To train on, and to choose with.
+        test: To measure on.
+        class_names: In the order of the labels.
+    """
+
+    train: Source
+    test: Source
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Measured:
+    """What came out of `probe_task`.
+
+    Attributes:
+        metrics: Everything that is reported, as JSON values.
+        head: The head of the first seed.
+    """
+
+    metrics: dict[str, Any]
+    head: FittedHead
+
+
+def open_parts(task: Task, *, root: Path | None = None, test_share: float = 0.25, seed: int = 0) -> Parts:
+    """Open the training and the test images of a task.
+
+    Args:
+        task: From `load_task`. Its ``split`` is the test part, and ``train`` the training part.
+        root: Where the data lie, if not in a standard place.
+        test_share: Of the images of each class of a folder, which has no parts, that are kept for testing.
+        seed: Chooses these.
+
+    Raises:
+        SourceError: If the data are not there.
+        InputError: If the images have no labels, or a class of a folder has a single image.
+    """
+    test = open_source(task.source, root=root, split=task.split)
+    names = task.names(test.class_names)
+    if test.labels is None:
+        raise InputError(
+            f"The images of {task.name} have no labels to learn from: put them into one sub-folder for each class."
+        )
+    if not task.source.startswith("folder:"):
+        return Parts(train=open_source(task.source, root=root, split="train"), test=test, class_names=names)
+    kept, held = hold_out(test.labels, share=test_share, seed=seed)
+    return Parts(train=test.select(kept.tolist()), test=test.select(held.tolist()), class_names=names)
+
+
+def choose(labels: Int[np.ndarray, " n"], *, per_class: int | None, share: float | None, seed: int) -> np.ndarray:
+    """Positions of the training images that a protocol allows: some of each class, a share of each, or all.
+
+    Raises:
+        InputError: If both are given, or a class has too few images.
+    """
+    if per_class is not None and share is not None:
+        raise InputError("Give a number of images per class or a share of them, not both.")
+    if per_class is not None:
+        return few_shot(labels, per_class=per_class, seed=seed)
+    return np.arange(len(labels)) if share is None else fraction(labels, share=share, seed=seed)
+
+
+def probe_task(
+    parts: Parts,
+    extraction: Extraction,
+    head: str | HeadSpec,
+    *,
+    recipe: str | Recipe | None = None,
+    per_class: int | None = None,
+    share: float | None = None,
+    seeds: int = 1,
+    metric: str = "top1",
+    cache: Path | str | None = None,
+    storage: str = "fp32",
+    batch_size: int = 64,
+    progress: Callable[[str, int, int, int], None] | None = None,
+) -> Measured:
+    """Train a head on features of training images and measure it on all test images.
+
+    Args:
+        parts: From `open_parts`.
+        extraction: Which features.
+        head: Which head.
+        recipe: How it is trained.
+        per_class: Train on so many images of each class.
+        share: Train on this share of the images of each class.
+        seeds: How often, each time with other images (if there is a choice) and other initial weights.
+        metric: What the task reports: "top1" or "mean_per_class".
+        cache: A directory of feature caches, as for `extract`.
+        storage: As for `extract`.
+        batch_size: Rows of the denoiser in one call; does not change results.
+        progress: Called with (what is done, images finished, all images, denoiser calls so far).
+
+    Raises:
+        InputError: If a class has too few images, or head and features do not fit together.
+        NumericsError: If the training diverged.
+    """
+    if seeds < 1:
+        raise InputError(f"At least one seed is needed; got {seeds}.")
+    started = perf_counter()
+    labels = np.array(parts.train.labels)
+    chosen = [choose(labels, per_class=per_class, share=share, seed=seed) for seed in range(seeds)]
+    union = np.unique(np.concatenate(chosen))
+    calls = 0
+
+    def features(what: str, source: Source, how: Extraction) -> FeatureCache:
+        nonlocal calls
+        before = calls
+
+        def report(images: int, spent: int) -> None:
+            nonlocal calls
+            calls = before + spent
+            if progress is not None:
+                progress(what, images, len(source), calls)
+
+        return extract(how, source, root=cache, storage=storage, batch_size=batch_size, progress=report)
+
+    train = features("training images", parts.train.select(union.tolist()), extraction)
+    test = features("test images", parts.test, unaugmented(extraction))
+    extracted = perf_counter() - started
+    heads: list[FittedHead] = []
+    reports = []
+    for seed, rows in enumerate(chosen):
+        here = np.flatnonzero(np.isin(union[train.positions], rows))
+        heads.append(
+            fit_head(
+                Subset(train, here),
+                labels[union[train.positions[here]]],
+                head,
+                classes=parts.class_names,
+                recipe=recipe,
+                seed=seed,
+                device=extraction.backbone.device,
+            )
+        )
+        reports.append(_report(heads[-1].logits(test), test, parts, extraction, metric))
+    return Measured(
+        metrics={
+            **reports[0],
+            "seeds": [{key: report[key] for key in ("top1", "mean_per_class")} for report in reports],
+            "mean": float(np.mean([report["value"] for report in reports])),
+            "sd": float(np.std([report["value"] for report in reports], ddof=1)) if seeds > 1 else None,
+            "train": {"images": len(chosen[0]), "failed": len(train.failures), "per_class": per_class, "share": share},
+            "head": heads[0].spec.to_dict() | {"parameters": heads[0].num_parameters},
+            "features": {
+                "columns": list(extraction.columns),
+                "length": sum(map(np.prod, train.shapes.values())).item(),
+            },
+            "denoiser_calls": calls,
+            "seconds": {"features": extracted, "heads": perf_counter() - started - extracted},
+        },
+        head=heads[0],
+    )
+
+
+def _report(
+    logits: Float[Tensor, "n k"], test: FeatureCache, parts: Parts, extraction: Extraction, metric: str
+) -> dict[str, Any]:
+    truth = np.array(parts.test.labels)[test.positions]
+    best = logits.max(dim=1, keepdim=True).values
+    return summary(
+        labels=truth.tolist(),
+        predictions=logits.argmax(dim=1).tolist(),
+        probabilities=logits.double().softmax(dim=1).numpy(),
+        ties=((logits == best).sum(dim=1) > 1).tolist(),
+        calls=[extraction.noise.draws * len(extraction.levels)] * len(truth),
+        failures=len(test.failures),
+        class_names=parts.class_names,
+        metric="mean_per_class" if metric == "mean_per_class" else "top1",
+    )
+
+
+def limited(parts: Parts, limit: int | None) -> Parts:
+    """The same with only the first test images."""
+    if limit is None or limit >= len(parts.test):
+        return parts
+    return replace(parts, test=parts.test.select(range(limit)))
