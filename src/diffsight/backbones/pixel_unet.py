@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from diffusers import UNet2DModel
@@ -114,6 +115,10 @@ class PixelUNet:
         return Prediction(
             output=output, kind=self.prediction, x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance
         )
+
+    def __sklearn_clone__(self) -> Self:
+        # A cloned estimator shares the frozen model instead of copying gigabytes.
+        return self
 
     def identity(self) -> dict[str, str]:
         """Revision, weights hash, dtype, null class, schedule and transform; not where the files lie."""

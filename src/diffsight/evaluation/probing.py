@@ -175,7 +175,7 @@ def probe_task(
             "head": heads[0].spec.to_dict() | {"parameters": heads[0].num_parameters},
             "features": {
                 "columns": list(extraction.columns),
-                "length": sum(map(np.prod, train.shapes.values())).item(),
+                "length": sum(prod(shape[1:]) for shape in train.shapes.values()),
             },
             "denoiser_calls": calls,
             "seconds": {"features": extracted, "heads": perf_counter() - started - extracted},
