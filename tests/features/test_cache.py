@@ -31,8 +31,12 @@ def small_shards(monkeypatch):
 def test_what_is_read_is_what_was_extracted(sd, pictures, tmp_path, small_shards):
     extraction = plan(sd, layers=["dec.0", "mid"], timesteps=[90, 20], pool=Pool(size=2), views=2)
     cache = extract(extraction, pictures, out=tmp_path / "cache")
-    assert len(cache) == 40 and len(cache.shards) == 3 and cache.views == 2 and cache.failures == ()
-    assert cache.names == extraction.columns and cache.shape("mid@20") == (16, 2, 2)
+    assert len(cache) == 40
+    assert len(cache.shards) == 3
+    assert cache.views == 2
+    assert cache.failures == ()
+    assert cache.names == extraction.columns
+    assert cache.shape("mid@20") == (16, 2, 2)
     chunks = list(extraction.run(module.images_from(pictures)))
     for column in cache.names:
         expected = torch.cat([chunk.features[column] for chunk in chunks])
@@ -120,8 +124,9 @@ def test_all_that_changes_numbers_finds_another_cache(sd, pictures, tmp_path, ch
 
 
 def test_another_model_or_dtype_finds_another_cache(sd, dit, pictures, tmp_path):
-    from diffsight import load
     from pipelines import save_stable_diffusion
+
+    from diffsight import load
 
     folder = save_stable_diffusion(tmp_path / "model", seed=5)
     other, half = load(folder, device="cpu", dtype="fp32"), load(folder, device="cpu", dtype="bf16")
@@ -172,7 +177,8 @@ def test_a_shard_of_nothing_but_failures_is_no_hole(sd, pictures, tmp_path, smal
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     cache = extract(plan(sd, layers=["mid"]), [*[broken] * 16, *pictures[:4]], out=tmp_path / "cache")
-    assert cache.positions.tolist() == [16, 17, 18, 19] and len(cache.failures) == 16
+    assert cache.positions.tolist() == [16, 17, 18, 19]
+    assert len(cache.failures) == 16
 
 
 def test_no_image_at_all_is_said(sd, tmp_path):
@@ -253,7 +259,7 @@ def test_a_strange_directory_is_left_alone(sd, pictures, tmp_path):
     with pytest.raises(RunError, match=r"thesis\.txt.*no cache"):
         extract(plan(sd), pictures[:2], out=tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
-    with pytest.raises(RunError, match="no manifest.json"):
+    with pytest.raises(RunError, match="no manifest"):
         load_cache(tmp_path / "mine")
 
 
@@ -271,5 +277,5 @@ def test_wrong_options_are_refused(sd, pictures, tmp_path):
     with pytest.raises(InputError, match="not both"):
         extract(plan(sd), pictures[:2], out=tmp_path / "cache", root=tmp_path)
     cache = extract(plan(sd, layers=["mid"], timesteps=[90]), pictures[:2], out=tmp_path / "cache")
-    with pytest.raises(InputError, match="no column 'dec.0@90'. They have mid@90"):
+    with pytest.raises(InputError, match=r"no column 'dec\.0@90'\. They have mid@90"):
         cache.shape("dec.0@90")

@@ -57,7 +57,8 @@ def test_mean_noise_is_the_mean_of_the_draws(sd, pictures):
     apart = FeatureExtractor(sd, ["mid"], [100], noise=Noise(kind="resample", draws=3)).maps(pictures[:4])["mid@100"]
     mean = FeatureExtractor(sd, ["mid"], [100], noise=Noise(kind="mean", draws=3)).maps(pictures[:4])["mid@100"]
     torch.testing.assert_close(mean[:, 0], apart.mean(1))
-    assert apart.shape[1] == 3 and not torch.allclose(apart[:, 0], apart[:, 1])
+    assert apart.shape[1] == 3
+    assert not torch.allclose(apart[:, 0], apart[:, 1])
 
 
 def test_fixed_noise_is_the_first_draw(sd, pictures):
@@ -75,7 +76,8 @@ def test_no_noise_shows_the_scaled_image(sd, pictures):
 
 def test_shared_noise_is_the_same_at_all_timesteps_and_only_then():
     noise = Noise(kind="resample", draws=2).eps("x", 1, [10, 20], (4, 8, 8)).unflatten(0, (2, 2))
-    assert torch.equal(noise[:, 0], noise[:, 1]) and not torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[:, 0], noise[:, 1])
+    assert not torch.equal(noise[0], noise[1])
     apart = Noise(kind="resample", draws=2, shared=False).eps("x", 1, [10, 20], (4, 8, 8))
     assert abs(float(torch.corrcoef(apart.flatten(1)).fill_diagonal_(0).abs().max())) < 0.3
     # A timestep's noise does not depend on which others were asked for.
@@ -98,7 +100,8 @@ def test_no_class_reaches_the_model_unless_it_is_asked_for(sd, dit, pictures):
     )
     prompted = FeatureExtractor(sd, ["mid"], [100], prompt="a cat")
     assert not np.allclose(plain.transform(pictures[:2]), prompted.transform(pictures[:2]))
-    assert plain.plan_.fingerprint()["prompt"] == "" and prompted.plan_.fingerprint()["prompt"] == "a cat"
+    assert plain.plan_.fingerprint()["prompt"] == ""
+    assert prompted.plan_.fingerprint()["prompt"] == "a cat"
     assert int(plan(dit).condition.null["class_labels"]) == dit.network.config.num_embeds_ada_norm
     with pytest.raises(PromptError, match="not one of them"):
         plan(dit, prompt="a photo")
@@ -137,7 +140,8 @@ def test_a_bad_image_is_a_failure_and_stops_nobody(sd, pictures, tmp_path):
     broken.write_bytes(b"no picture")
     mixed = [*pictures[:3], broken, *pictures[3:6]]
     (chunk,) = plan(sd, layers=["mid"]).run(images_from(mixed))
-    assert chunk.positions == (0, 1, 2, 4, 5, 6) and [one.position for one in chunk.failures] == [3]
+    assert chunk.positions == (0, 1, 2, 4, 5, 6)
+    assert [one.position for one in chunk.failures] == [3]
     assert "broken.png" in chunk.failures[0].reason
     alone = FeatureExtractor(sd, ["mid"]).transform(pictures[:6])
     np.testing.assert_allclose(next(iter(chunk.features.values()))[:, 0].flatten(1).numpy(), alone, atol=1e-5)
@@ -155,7 +159,8 @@ def test_a_value_that_is_not_finite_is_a_failure_of_its_image(sd, pictures, monk
     monkeypatch.setattr(type(sd), "predict", poisoned)
     (chunk,) = plan(sd, layers=["enc.0"]).run(images_from(pictures[:4]))
     assert chunk.positions == (0, 2, 3)
-    assert chunk.failures[0].position == 1 and "not finite" in chunk.failures[0].reason
+    assert chunk.failures[0].position == 1
+    assert "not finite" in chunk.failures[0].reason
 
 
 def test_out_of_memory_halves_the_batch(sd, pictures, monkeypatch):
@@ -171,7 +176,8 @@ def test_out_of_memory_halves_the_batch(sd, pictures, monkeypatch):
     expected = FeatureExtractor(sd, ["mid"]).transform(pictures[:16])
     monkeypatch.setattr(type(sd), "predict", small)
     np.testing.assert_allclose(FeatureExtractor(sd, ["mid"]).transform(pictures[:16]), expected, atol=1e-5)
-    assert max(sizes) == 16 and min(sizes) == 4
+    assert max(sizes) == 16
+    assert min(sizes) == 4
 
 
 @pytest.mark.parametrize(
@@ -218,7 +224,8 @@ def test_pooling_is_adaptive_and_never_enlarges():
     maps = torch.rand(2, 3, 8, 8, dtype=torch.float16)
     assert torch.equal(Pool(size=2)(maps), functional.adaptive_avg_pool2d(maps.float(), 2))
     assert torch.equal(Pool("max", 4)(maps), functional.max_pool2d(maps.float(), 2))
-    assert torch.equal(Pool(size=16)(maps), maps.float()) and torch.equal(Pool(size=None)(maps), maps.float())
+    assert torch.equal(Pool(size=16)(maps), maps.float())
+    assert torch.equal(Pool(size=None)(maps), maps.float())
     torch.testing.assert_close(Pool("gem", 1, power=1.0)(maps), Pool(size=1)(maps))
     powers = maps.double().pow(3).mean((2, 3)).pow(1 / 3).float()
     torch.testing.assert_close(Pool("gem", 1)(maps)[:, :, 0, 0], powers, atol=1e-4, rtol=1e-4)

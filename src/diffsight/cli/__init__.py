@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffsight.cli import classify, convert, doctor, evaluate, ls, output, rescore
+from diffsight.cli import classify, convert, doctor, evaluate, features, layers, ls, output, probing, rescore, search
 from diffsight.errors import DiffsightError
 
 # What Typer raises for wrong options; of its family only BadParameter has a public name in every version.
@@ -24,7 +24,16 @@ app.command()(evaluate.evaluate)
 app.command()(rescore.rescore)
 app.command("ls")(ls.ls)
 app.command()(convert.convert)
+app.command()(layers.layers)
 app.command()(doctor.doctor)
+
+on_features = typer.Typer(rich_markup_mode=None, help="Frozen features: extract, probe, search, compare.")
+on_features.command()(features.extract)
+on_features.command()(probing.probe)
+on_features.command()(search.search)
+on_features.command()(probing.predict)
+on_features.command()(features.cka)
+app.add_typer(on_features, name="features")
 
 
 def _print_version(asked: bool) -> bool:

@@ -15,6 +15,7 @@ class Kind(StrEnum):
     tasks = "tasks"
     policies = "policies"
     presets = "presets"
+    probes = "probes"
 
 
 # What the table shows; JSON has more.
@@ -23,6 +24,7 @@ COLUMNS = {
     Kind.tasks: ("name", "classes", "metric", "licence", "description"),
     Kind.policies: ("name", "default", "most calls", "description"),
     Kind.presets: ("name", "policy", "loss", "weighting", "template", "source"),
+    Kind.probes: ("name", "layers", "timesteps", "grid", "head", "ImageNet top-1", "source"),
 }
 
 
@@ -31,8 +33,15 @@ def ls(
     *,
     as_json: options.Json = False,
 ) -> int:
-    """List models, tasks, policies or presets by name."""
-    entries = {Kind.models: models, Kind.tasks: tasks, Kind.policies: policies, Kind.presets: presets}[kind]()
+    """List models, tasks, policies, presets of classification, or presets of probes on features by name."""
+    lists = {
+        Kind.models: models,
+        Kind.tasks: tasks,
+        Kind.policies: policies,
+        Kind.presets: presets,
+        Kind.probes: probes,
+    }
+    entries = lists[kind]()
     if as_json:
         output.show_json(entries)
     else:
@@ -113,4 +122,25 @@ def presets() -> list[dict[str, Any]]:
             "settings": paper.settings.to_dict(),
         }
         for name, paper in ((name, preset(name)) for name in names)
+    ]
+
+
+def probes() -> list[dict[str, Any]]:
+    """Papers' features and heads, with what the papers report."""
+    from diffsight.features.presets import PRESETS
+
+    return [
+        {
+            "name": name,
+            "layers": ", ".join(paper.layers),
+            "timesteps": ", ".join(map(str, paper.timesteps)),
+            "grid": paper.size,
+            "head": paper.head.name,
+            "ImageNet top-1": f"{paper.published} %",
+            "source": paper.source,
+            "views": paper.views,
+            "recipe": paper.recipe,
+            "settings": paper.head.to_dict(),
+        }
+        for name, paper in PRESETS.items()
     ]

@@ -8,8 +8,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -76,6 +77,19 @@ def show_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     show(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a result to a file, whole or not at all.
+
+    Raises:
+        RunError: If the disk refuses.
+    """
+    from diffsight.store.disk import make, put, to_json, writing
+
+    with writing(path):
+        make(path.resolve().parent)
+        put(path, to_json(dict(values), "A result", indent=2).encode())
+
+
 def table(rows: Sequence[Sequence[str]], *, align: str = "", indent: str = "") -> str:
     """Line up columns, two spaces apart.
 
@@ -129,11 +143,12 @@ class _Pace:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int, int], None]]:
+def progress(total: int, what: str = "images") -> Iterator[Callable[[int, int], None]]:
     """Report progress on stderr: a bar on a terminal, elsewhere a line about every ten seconds.
 
     Args:
         total: Images.
+        what: What to call them.
 
     Yields:
         What to call with (images finished, denoiser calls so far).
@@ -142,7 +157,8 @@ def progress(total: int) -> Iterator[Callable[[int, int], None]]:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, leave=False, file=sys.stderr, bar_format="{n}/{total} images |{bar}| {desc}") as bar:
+        form = "{n}/{total} " + what + " |{bar}| {desc}"
+        with tqdm(total=total, leave=False, file=sys.stderr, bar_format=form) as bar:
 
             def draw(images: int, calls: int) -> None:
                 rate, left = pace.update(images, calls)
@@ -158,9 +174,30 @@ def progress(total: int) -> Iterator[Callable[[int, int], None]]:
         rate, left = pace.update(images, calls)
         if rate and images < total and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            log.info("%d of %d images, %s calls, %.0f calls/s, %s", images, total, f"{calls:,}", rate, _left(left))
+            done = f"{images} of {total} {what}, {calls:,} calls"
+            log.info("%s, %.0f calls/s, %s", done, rate, _left(left))
 
     yield write
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int, int], None]]:
+    """Report the progress of work that is done in stages, each with images of its own.
+
+    Yields:
+        What to call with (what the images are, images finished, all images, denoiser calls so far).
+    """
+    current, draw = "", None
+    with ExitStack() as stack:
+
+        def report(what: str, images: int, total: int, calls: int) -> None:
+            nonlocal current, draw
+            if draw is None or what != current:
+                stack.close()
+                current, draw = what, stack.enter_context(progress(total, what))
+            draw(images, calls)
+
+        yield report
 
 
 def _left(seconds: float | None) -> str:

@@ -91,6 +91,15 @@ def choose(labels: Int[np.ndarray, " n"], *, per_class: int | None, share: float
     return np.arange(len(labels)) if share is None else fraction(labels, share=share, seed=seed)
 
 
+def cost(
+    parts: Parts, extraction: Extraction, *, per_class: int | None = None, share: float | None = None, seeds: int = 1
+) -> tuple[int, int, int]:
+    """What `probe_task` takes: training images, test images, and denoiser calls for both."""
+    train = len(_union(_chosen(parts, per_class, share, seeds)))
+    test = len(parts.test)
+    return train, test, train * extraction.calls_per_image + test * unaugmented(extraction).calls_per_image
+
+
 def probe_task(
     parts: Parts,
     extraction: Extraction,
@@ -126,12 +135,10 @@ def probe_task(
         InputError: If a class has too few images, or head and features do not fit together.
         NumericsError: If the training diverged.
     """
-    if seeds < 1:
-        raise InputError(f"At least one seed is needed; got {seeds}.")
     started = perf_counter()
     labels = np.array(parts.train.labels)
-    chosen = [choose(labels, per_class=per_class, share=share, seed=seed) for seed in range(seeds)]
-    union = np.unique(np.concatenate(chosen))
+    chosen = _chosen(parts, per_class, share, seeds)
+    union = _union(chosen)
     calls = 0
 
     def features(what: str, source: Source, how: Extraction) -> FeatureCache:
@@ -182,6 +189,18 @@ def probe_task(
         },
         head=heads[0],
     )
+
+
+def _chosen(parts: Parts, per_class: int | None, share: float | None, seeds: int) -> list[np.ndarray]:
+    """The training images of each seed."""
+    if seeds < 1:
+        raise InputError(f"At least one seed is needed; got {seeds}.")
+    labels = np.array(parts.train.labels)
+    return [choose(labels, per_class=per_class, share=share, seed=seed) for seed in range(seeds)]
+
+
+def _union(chosen: list[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate(chosen))
 
 
 def _report(

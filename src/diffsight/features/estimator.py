@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         Mukhopadhyay et al., Diffusion Models Beat GANs on Image Classification, https://arxiv.org/abs/2307.08702
     """
 
+    @no_type_check  # as in all of scikit-learn nothing is checked before `fit`, and so not by the tests' beartype
     def __init__(
         self,
         head: str | HeadSpec = "linear",

@@ -1,5 +1,6 @@
 """Any head on any columns, fitted in the way that it needs: by gradient, by a solver, or by remembering."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from diffsight.features.neighbours import Neighbours, NeighboursHead
 from diffsight.features.networks import flatten
 from diffsight.features.recipes import Recipe
 from diffsight.features.training import Probe, fit_heads
+
+log = logging.getLogger(__name__)
 
 
 def fit_head(
@@ -73,11 +76,13 @@ def fit_head(
     if isinstance(spec, Neighbours):
         network = NeighboursHead(shapes, len(classes), settings=spec, count=len(labels))
         network.references = _vectors(columns, {}, spec.pool)
-        network.labels = torch.from_numpy(labels).long()
+        network.labels = torch.tensor(labels, dtype=torch.long)
     elif isinstance(spec, Logistic):
         scaling = fit_scaling(columns, columns.names)
         vectors = _vectors(columns, scaling, spec.pool).numpy()
         solution = fit_logistic(vectors, labels, num_classes=len(classes), C=spec.C, max_iter=spec.max_iter, seed=seed)
+        if not solution.converged:
+            log.warning("Logistic regression with C=%g ended after %d steps unfinished.", solution.C, spec.max_iter)
         network = Linear(pool=spec.pool).build(shapes, len(classes))
         weights = {"layers.0.weight": solution.coefficients, "layers.0.bias": solution.intercepts}
         network.load_state_dict({k: torch.from_numpy(v).float() for k, v in weights.items()}, assign=True)

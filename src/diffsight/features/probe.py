@@ -219,6 +219,15 @@ def save_probe(head: FittedHead, extraction: Extraction, folder: Path) -> None:
     put(folder / _JSON, to_json(record, "A probe", indent=1).encode())
 
 
+def recorded_model(folder: Path) -> str:
+    """The name of the model that a probe was trained on.
+
+    Raises:
+        ModelError: If there is no probe.
+    """
+    return str(_read(folder).get("model"))
+
+
 def check_model(expected: Mapping[str, str], backbone: Backbone, *, what: str) -> None:
     """Refuse another model than the one that something was trained on; another dtype is only told.
 

@@ -81,7 +81,7 @@ def load_head(folder: Path, *, device: str | torch.device | None = None) -> Fitt
         scaling = {name: Scaling(tensors.pop(f"mean.{name}"), tensors.pop(f"scale.{name}")) for name in names}
         state = {key.removeprefix("network."): value for key, value in tensors.items()}
         network = _empty(spec, shapes, len(classes), count=len(state.get("references", ())))
-    except (InputError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (InputError, KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise _damaged(folder, f"its parts do not fit together ({error})") from error
     expected = {key: (value.shape, value.dtype) for key, value in network.state_dict().items()}
     if expected != {key: (value.shape, value.dtype) for key, value in state.items()}:

@@ -178,9 +178,9 @@ def coarse_timesteps(backbone: Backbone) -> tuple[int, ...]:
     return tuple(sorted({backbone.schedule.nearest_level(log_snr) for log_snr in LOG_SNRS}))
 
 
-def estimate_calls(backbone: Backbone, images: int) -> int:
-    """Denoiser calls of a search with the default settings, at most."""
-    return images * (len(coarse_timesteps(backbone)) + _FINALISTS + _STEPS)
+def estimate_calls(images: int, timesteps: int) -> int:
+    """Denoiser calls of a search, at most: those of the first stage, and fewer, shorter ones of the others."""
+    return images * (timesteps + _FINALISTS + _STEPS)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffsight.data.images import Images, images_from
 from diffsight.errors import InputError
-from diffsight.features.cka import CKAAccumulator, CKAMatrix
+from diffsight.features.cka import ROWS_NEEDED, CKAAccumulator, CKAMatrix
 from diffsight.features.extraction import Chunk, Extraction
 
 
@@ -55,6 +55,8 @@ def compare(
                 f"CKA needs one vector for each image, and there are {each.stored_views}: use noise 'mean'."
             )
     items = images_from(images)
+    if len(items) < (needed := ROWS_NEEDED.get(estimator, 0)):
+        raise InputError(f"The {estimator} estimator needs at least {needed} images; got {len(items)}.")
     order = np.random.default_rng(seed).permutation(len(items))
     shuffled = Images([items.items[i] for i in order], items.limits)
     names = (extraction.columns, None if other is None else other.columns)

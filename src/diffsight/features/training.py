@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffsight.backbones.base import resolve_device
-from diffsight.errors import NumericsError
+from diffsight.errors import InputError, NumericsError
 from diffsight.features.columns import Columns, check_columns, check_labels, fit_scaling, read
 from diffsight.features.fitted import FittedHead, forward, score
 from diffsight.features.heads import NetworkSpec
-from diffsight.features.recipes import Recipe, find_recipe
+from diffsight.features.recipes import LEARNING_RATES, Recipe, find_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,10 @@ class Probe:
     head: NetworkSpec
     learning_rate: float | None = None
     weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f"The learning rate of a probe must be more than 0; got {self.learning_rate!r}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -74,6 +78,7 @@ class Fitted:
         return self.result
 
 
+@torch.enable_grad()
 def fit_heads(
     columns: Columns,
     labels: Int[np.ndarray, " n"],
@@ -93,7 +98,7 @@ def fit_heads(
         labels: The class of each row, from 0.
         probes: What to train.
         classes: What each label stands for; by default the labels themselves, up to the largest.
-        recipe: How: a `Recipe`, a name in `recipes.RECIPES`, or None for the default.
+        recipe: How: a `Recipe`, a name in `recipes.RECIPES`, or None for our own.
         seed: Of the initial weights and the order of rows. Probes with heads of one form start from the same weights.
         device: Where to train; by default CUDA where there is one. The heads stay there.
         progress: Called with the steps that are done and all steps.
@@ -107,8 +112,10 @@ def fit_heads(
         NumericsError: If all probes diverged.
     """
     recipe = find_recipe(recipe)
-    names = list(dict.fromkeys(name for probe in probes for name in probe.columns))
-    shapes = check_columns(columns, names)
+    if not probes:
+        raise InputError("There is no probe to train. Give at least one.")
+    shapes = [check_columns(columns, probe.columns) for probe in probes]
+    names = list(dict.fromkeys(name for own in shapes for name in own))
     classes = check_labels(labels, len(columns), classes)
     if validation is not None:
         check_labels(validation[1], len(validation[0]), classes, least=1)
@@ -118,19 +125,19 @@ def fit_heads(
     heads = [
         FittedHead(
             spec=probe.head,
-            shapes=(own := {name: shapes[name] for name in probe.columns}),
+            shapes=own,
             classes=classes,
             scaling={name: scaling[name] for name in own} if scaling else {},
             network=probe.head.build(own, len(classes), torch.Generator().manual_seed(seed)).to(device),
         )
-        for probe in probes
+        for probe, own in zip(probes, shapes, strict=True)
     ]
     optimizer = _optimizer(recipe, probes, heads)
     # As many rows in every step, and never a single one, of which BatchNorm could not take the variance.
     steps = max(1, min(ceil(len(labels) / recipe.batch_size), len(labels) // 2))
     total = recipe.epochs * steps
     schedule = LambdaLR(optimizer, lambda step: recipe.factor(step // steps, step / total))
-    targets, order = torch.from_numpy(labels).to(device, torch.long), np.random.default_rng(seed)
+    targets, order = torch.tensor(labels, dtype=torch.long, device=device), np.random.default_rng(seed)
     losses, accuracies, alive = [[] for _ in probes], [[] for _ in probes], list(range(len(probes)))
     for epoch in range(recipe.epochs):
         sums = torch.zeros(len(probes), device=device)
@@ -173,7 +180,7 @@ def _optimizer(recipe: Recipe, probes: Sequence[Probe], heads: Sequence[FittedHe
     groups = [
         {
             "params": list(head.network.parameters()),
-            "lr": recipe.learning_rate if probe.learning_rate is None else probe.learning_rate,
+            "lr": probe.learning_rate or recipe.learning_rate or LEARNING_RATES.get(probe.head.name, 1e-3),
             "weight_decay": recipe.weight_decay if probe.weight_decay is None else probe.weight_decay,
         }
         for probe, head in zip(probes, heads, strict=True)
@@ -197,7 +204,7 @@ def _accuracies(heads: Sequence[FittedHead], columns: Columns, labels: np.ndarra
     hits = np.zeros(len(heads))
     for indices, logits in score(heads, columns, batch_size=256):
         for index, each in enumerate(logits):
-            own = each.gather(1, torch.from_numpy(labels[indices]).to(each.device)[:, None])
+            own = each.gather(1, torch.tensor(labels[indices], dtype=torch.long, device=each.device)[:, None])
             hits[index] += int(((each >= own).sum(dim=1) == 1).sum())
     for head in heads:
         head.network.train()
