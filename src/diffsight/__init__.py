@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from diffsight.evaluation.runner import evaluate as evaluate
     from diffsight.evaluation.runner import make_job as make_job
     from diffsight.evaluation.task import load_task as load_task
+    from diffsight.features.extractor import FeatureExtractor as FeatureExtractor
+    from diffsight.features.probe import FeatureProbe as FeatureProbe
     from diffsight.zero_shot.classifier import DiffusionClassifier as DiffusionClassifier
     from diffsight.zero_shot.elimination import Exhaustive as Exhaustive
     from diffsight.zero_shot.elimination import Staged as Staged
@@ -37,6 +39,8 @@ _HOME = {
     "DiffsightError": "diffsight.errors",
     "DiffusionClassifier": "diffsight.zero_shot.classifier",
     "Exhaustive": "diffsight.zero_shot.elimination",
+    "FeatureExtractor": "diffsight.features.extractor",
+    "FeatureProbe": "diffsight.features.probe",
     "ImageTransform": "diffsight.data.images",
     "NoiseBank": "diffsight.diffusion.noise",
     "PairedTTest": "diffsight.zero_shot.racing",

@@ -45,7 +45,17 @@ def all_modules(backbone, *args):
 
 
 def test_names_follow_the_order_of_execution(sd, dit):
-    assert [layer.name for layer in sd.layers] == "enc.0 enc.1 enc.2 enc.3 mid dec.0 dec.1 dec.2 dec.3".split()
+    assert [layer.name for layer in sd.layers] == [
+        "enc.0",
+        "enc.1",
+        "enc.2",
+        "enc.3",
+        "mid",
+        "dec.0",
+        "dec.1",
+        "dec.2",
+        "dec.3",
+    ]
     assert [layer.name for layer in dit.layers] == ["block.0", "block.1"]
     order = []
     paths = {layer.path: layer.name for layer in sd.layers}
@@ -80,7 +90,8 @@ def test_every_name_of_a_layer_means_the_same(sd, dit):
     assert find_layer(dit, "b2") == find_layer(dit, "block.1") == find_layer(dit, "transformer_blocks.1")
     assert find_layer(sd, "mid").path == "mid_block"
     inner = find_layer(sd, "down_blocks.0.attentions.0.transformer_blocks.0.ff")
-    assert inner.name == inner.path and inner.number is None
+    assert inner.name == inner.path
+    assert inner.number is None
 
 
 def test_early_exit_gives_what_a_full_pass_gives(backbone):
@@ -104,7 +115,8 @@ def test_nothing_runs_after_the_last_layer_asked_for(sd):
     sd.predict(*inputs(sd))
     for handle in handles:
         handle.remove()
-    assert early == ran[: len(early)] and len(early) < len(ran)
+    assert early == ran[: len(early)]
+    assert len(early) < len(ran)
     assert not any(path.startswith(("up_blocks.0.resnets.1", "up_blocks.1", "conv_out")) for path in early)
 
 
@@ -141,7 +153,8 @@ def test_gradients_flow_to_what_is_added_and_to_no_weight(sd):
     extra = torch.zeros(2, 8, 8, 8, requires_grad=True)
     (found,) = intermediates(sd, *inputs(sd), find_layers(sd, ["mid"]), add={"conv_in": extra})
     found.sum().backward()
-    assert extra.grad is not None and extra.grad.abs().sum() > 0
+    assert extra.grad is not None
+    assert extra.grad.abs().sum() > 0
     assert all(p.grad is None for p in sd.network.parameters())
 
 
@@ -155,7 +168,9 @@ def test_profile_knows_shapes_without_computing(backbone):
     found = profile(backbone)
     assert [p.shape for p in found] == [tuple(m.shape[1:]) for m in maps]
     shares = [p.share for p in found]
-    assert shares == sorted(shares) and 0 < shares[0] and shares[-1] <= 1
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] <= 1
     assert all(p.device.type == "cpu" for p in backbone.network.parameters())
 
 
@@ -179,7 +194,7 @@ def test_unknown_layer_is_refused_with_what_there_is(sd, name):
 
 
 def test_near_names_are_suggested(sd):
-    with pytest.raises(InputError, match="Did you mean.*'dec.1'"):
+    with pytest.raises(InputError, match=r"Did you mean.*'dec\.1'"):
         find_layer(sd, "dec1")
 
 
@@ -190,7 +205,7 @@ def test_layers_are_a_list(sd, names):
 
 
 def test_a_layer_asked_for_twice_is_refused(sd):
-    with pytest.raises(InputError, match="'dec.0' and 'b6' are the same"):
+    with pytest.raises(InputError, match=r"'dec\.0' and 'b6' are the same"):
         find_layers(sd, ["dec.0", "mid", "b6"])
 
 

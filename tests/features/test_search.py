@@ -111,15 +111,15 @@ def test_no_image_is_both_trained_on_and_held_out(tiny, photographs, found, monk
     files, labels = photographs
     seen = []
 
-    def watched(columns, targets, probes, *, validation=None, **options):
-        seen.append((columns, targets, validation))
-        return fit_heads(columns, targets, probes, validation=validation, **options)
+    def watched(columns, targets, probes, **options):
+        seen.append((columns, targets))
+        return fit_heads(columns, targets, probes, **options)
 
     monkeypatch.setattr("diffsight.features.search.fit_heads", watched)
     search(tiny, files, labels, timesteps=[10, 90, 500], recipe=QUICK, root=found[2])
     train, held = hold_out(labels, share=0.25, seed=0)
-    for columns, targets, _ in seen:
-        used = columns.columns.positions[columns.indices]
+    for columns, targets in seen:
+        used = columns.columns.columns.positions[columns.indices]
         assert np.array_equal(used, train)
         assert not set(used) & set(held)
         assert np.array_equal(targets, labels[used])
@@ -145,6 +145,8 @@ def test_a_search_that_makes_no_sense_is_refused(tiny, photographs, tmp_path):
         search(tiny, files, labels, sizes=[], root=tmp_path)
     with pytest.raises(InputError, match="over 0"):
         search(tiny, files, labels, sizes=[0], root=tmp_path)
+    with pytest.raises(InputError, match="must divide the largest.*3 does not"):
+        search(tiny, files, labels, sizes=[1, 3, 4], root=tmp_path)
     with pytest.raises(InputError, match=r"no layer 'dec\.9'"):
         search(tiny, files, labels, layers=["dec.9"], root=tmp_path)
     with pytest.raises(InputError, match="1000 is not a timestep"):

@@ -67,11 +67,11 @@ def open_parts(task: Task, *, root: Path | None = None, test_share: float = 0.25
         InputError: If the images have no labels, or a class of a folder has a single image.
     """
     test = open_source(task.source, root=root, split=task.split)
-    names = task.names(test.class_names)
     if test.labels is None:
         raise InputError(
             f"The images of {task.name} have no labels to learn from: put them into one sub-folder for each class."
         )
+    names = task.names(test.class_names)
     if not task.source.startswith("folder:"):
         return Parts(train=open_source(task.source, root=root, split="train"), test=test, class_names=names)
     kept, held = hold_out(test.labels, share=test_share, seed=seed)

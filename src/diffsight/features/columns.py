@@ -1,4 +1,4 @@
-"""What heads are trained on: columns of feature maps, read a few rows at a time, and their standardisation.
+"""What heads are trained on: columns of feature maps, read a few rows at a time, and the labels of the rows.
 
 A column is one layer at one noise level, named ``"layer@timestep"`` (``"dec.4@90"``). Its maps have the axes (rows,
 views, channels, height, width): a row is an image, a view one of its noise draws or augmentations. Columns may be
@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from diffsight.errors import InputError, nearest
 
 Shape = tuple[int, int, int]
-
-# A pass over maps that keeps nothing takes as many rows at once as have about this many values: 16 MB.
-_VALUES_AT_ONCE = 2**22
 
 
 @runtime_checkable
@@ -172,31 +170,50 @@ class Subset:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scaling:
-    """Standardisation of one column: every channel to mean 0 and standard deviation 1.
+class Grids:
+    """Columns averaged to several grids: ``"mid@90 2×2"`` is ``"mid@90"`` averaged to 2×2.
 
     Attributes:
-        mean: Of each channel, fp32.
-        scale: Standard deviation of each channel, fp32; 1 for one that is constant.
+        columns: The others.
+        sizes: For each of their columns the sides of the grids; a map that is smaller stays as it is.
     """
 
-    mean: Float[Tensor, " c"]
-    scale: Float[Tensor, " c"]
+    columns: Columns
+    sizes: Mapping[str, Sequence[int]]
 
-    def __call__(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Standardise maps on the device where they and this are."""
-        return (maps - self.mean[:, None, None]) / self.scale[:, None, None]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column by column, and for each its grids."""
+        return tuple(grid_name(name, size) for name, sizes in self.sizes.items() for size in sizes)
 
-    def to(self, device: torch.device) -> "Scaling":
-        """The same on another device."""
-        return Scaling(self.mean.to(device), self.scale.to(device))
+    @property
+    def views(self) -> int:
+        """As in the others."""
+        return self.columns.views
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def shape(self, column: str) -> Shape:
+        """As in the others, with the sides of the grid."""
+        name, size = self._parts(column)
+        channels, height, width = self.columns.shape(name)
+        return channels, min(size, height), min(size, width)
+
+    def rows(self, column: str, indices: Int[np.ndarray, " b"], view: int) -> Float[Tensor, "b c h w"]:
+        """Read some rows and average them."""
+        name, _ = self._parts(column)
+        _, height, width = self.shape(column)
+        return functional.adaptive_avg_pool2d(self.columns.rows(name, indices, view), (height, width))
+
+    def _parts(self, column: str) -> tuple[str, int]:
+        name, _, grid = column.rpartition(" ")
+        return name, int(grid.partition("×")[0])
 
 
-def scaled(
-    maps: Mapping[str, Float[Tensor, "b _ _ _"]], scaling: Mapping[str, Scaling]
-) -> Mapping[str, Float[Tensor, "b _ _ _"]]:
-    """Standardise each column that has a scaling; with none at all, the maps as they are."""
-    return {name: scale(maps[name]) for name, scale in scaling.items()} if scaling else maps
+def grid_name(column: str, size: int) -> str:
+    """What `Grids` calls a column averaged to a grid."""
+    return f"{column} {size}×{size}"
 
 
 def read(columns: Columns, name: str, indices: Int[np.ndarray, " b"], view: int) -> Float[Tensor, "b c h w"]:
@@ -262,37 +279,3 @@ def spans(count: int, size: int) -> Iterator[Int[np.ndarray, " b"]]:
     """Row indices from 0 to ``count - 1`` in batches of ``size``; the last one may be shorter."""
     for start in range(0, count, size):
         yield np.arange(start, min(start + size, count))
-
-
-def rows_at_once(shape: Shape) -> int:
-    """How many maps of a shape to hold in memory in a pass that keeps nothing."""
-    return max(1, _VALUES_AT_ONCE // int(np.prod(shape)))
-
-
-def fit_scaling(columns: Columns, names: Sequence[str]) -> dict[str, Scaling]:
-    """Mean and standard deviation of each channel over rows, positions and views, in one pass and fp64.
-
-    A channel whose spread is below fp32's resolution of its mean is constant but for rounding, and is only centred.
-
-    Raises:
-        InputError: If a value is not finite.
-    """
-    return {name: _fit_one(columns, name) for name in names}
-
-
-def _fit_one(columns: Columns, name: str) -> Scaling:
-    shape = columns.shape(name)
-    count, mean, squares = 0, torch.zeros(shape[0], dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
-    for indices in spans(len(columns), rows_at_once(shape)):
-        for view in range(columns.views):
-            values = read(columns, name, indices, view).to("cpu", torch.float64)
-            more = values.numel() // shape[0]
-            variance, centre = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-            # Merging means and squared deviations (Chan et al. 1979) loses no digits where the mean is large.
-            step = centre - mean
-            mean = mean + step * (more / (count + more))
-            squares = squares + more * variance + step.square() * (count * more / (count + more))
-            count += more
-    deviation = (squares / count).sqrt()
-    constant = deviation <= torch.finfo(torch.float32).eps * mean.abs()
-    return Scaling(mean.float(), torch.where(constant, 1.0, deviation).float())

@@ -1,244 +1,317 @@
-"""`DifFeedClassifier`: a frozen UNet looks at an image twice, the second time with what it found the first time.
-
-DifFeed (fact sheet §3; Mukhopadhyay et al., ECCV 2024, arXiv 2311.17921): features of decoder blocks go through small
-layers and are added, in a second pass over the same noised image, to the outputs of the mirrored encoder blocks; an
-attention head reads one layer of the second pass. The head and the small layers are trained, with gradients that come
-through the frozen network, so that no features can be cached.
-"""
+"""`DifFeedClassifier`: a scikit-learn classifier of images by a frozen UNet that is fed its own features (DifFeed)."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffsight.backbones.base import Backbone, Layer
-from diffsight.backbones.encoding import by_content, encode_images
-from diffsight.backbones.layers import find_layers, intermediates, profile
-from diffsight.backbones.loading import load
+from diffsight.backbones.base import Backbone
+from diffsight.backbones.loading import load as load_backbone
 from diffsight.data.images import Images, images_from
-from diffsight.data.views import augmented_view
-from diffsight.diffusion.noise import NoiseBank
-from diffsight.errors import ImageError, InputError, ModelError, NumericsError
-from diffsight.features.columns import Shape, check_labels
-from diffsight.features.extraction import GROUP, Extraction, plan
+from diffsight.errors import InputError, ModelError, NumericsError
+from diffsight.features.columns import check_labels
+from diffsight.features.extraction import GROUP
 from diffsight.features.heads import DifFormer, head_from_dict, seeded
-from diffsight.features.networks import Feedback
-from diffsight.features.noise import Noise
 from diffsight.features.probe import check_model
 from diffsight.features.recipes import LEARNING_RATES, Recipe, find_recipe
+from diffsight.features.two_passes import DifFeed, TwoPasses, backward, plan_passes
 from diffsight.store.disk import digest, make, put, to_json
 
-# The paper's b21, b24, …, b36 in the decoder, which has 18 of the 37 blocks.
-_SOURCES, _OF = (1, 4, 7, 10, 13, 16), 18
+FORMAT, VERSION = "diffsight-difffeed", 1
+_JSON, _WEIGHTS = "difffeed.json", "difffeed.safetensors"
 _OWN = Recipe(epochs=28, batch_size=16, standardize=False)
-_FORMAT, _VERSION, _JSON, _WEIGHTS = "diffsight-difffeed", 1, "difffeed.json", "difffeed.safetensors"
 
 
-def feedback_pairs(
-    layers: Sequence[Layer], sources: Sequence[Layer] | None = None, *, name: str = "the model"
-) -> dict[Layer, Layer]:
-    """The encoder block that each decoder block is fed back to: its mirror, ``enc.(n-1-j)`` of ``dec.j`` (§3).
+def _build(passes: TwoPasses, num_classes: int, head: DifFormer, generator: torch.Generator | None = None) -> DifFeed:
+    """Make what is to be trained; without a generator on the meta device, to be loaded."""
+    pairs = {source.name: target.name for source, target in passes.pairs.items()}
+    return seeded(lambda: DifFeed(pairs, passes.shapes, passes.output.name, num_classes, head), generator)
+
+
+def _train(
+    network: DifFeed,
+    passes: TwoPasses,
+    images: Images,
+    labels: Int[np.ndarray, " n"],
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[float, ...]:
+    """Train in place, and give the mean cross-entropy of each epoch.
+
+    Epoch e sees the noise draw e of every image, and its view e modulo the number of views.
+    """
+    rate, weights = recipe.learning_rate or LEARNING_RATES[DifFormer.name], list(network.parameters())
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(weights, rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(weights, rate, weight_decay=recipe.weight_decay)
+    # As many rows in every step, and never a single one, of which BatchNorm could not take the variance.
+    steps = max(1, min(ceil(len(labels) / recipe.batch_size), len(labels) // 2))
+    total = recipe.epochs * steps
+    schedule = LambdaLR(optimizer, lambda step: recipe.factor(step // steps, step / total))
+    targets, order = torch.from_numpy(labels).to(passes.backbone.device), np.random.default_rng(passes.seed)
+    views, losses = passes.extraction.views, []
+    network.train()
+    ids, x0 = passes.encode(images)
+    for epoch in range(recipe.epochs):
+        if epoch and views > 1:
+            ids, x0 = passes.encode(images, view=epoch % views)
+        lost = torch.zeros((), device=targets.device)
+        for step, rows in enumerate(np.array_split(order.permutation(len(labels)), steps)):
+            x_t = passes.noised([ids[row] for row in rows], x0[rows], draw=epoch)
+            lost += backward(network, passes, x_t, targets[rows], batch_size=batch_size) * len(rows)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            if progress is not None:
+                progress(epoch * steps + step + 1, total)
+        losses.append(float(lost) / len(labels))
+        if not (np.isfinite(losses[-1]) and all(bool(weight.isfinite().all()) for weight in weights)):
+            raise NumericsError(f"DifFeed diverged in epoch {epoch + 1}. Lower the learning rate of {rate:g}.")
+    return tuple(losses)
+
+
+@torch.no_grad()
+def _score(network: DifFeed, passes: TwoPasses, images: Images, *, batch_size: int) -> Float[Tensor, "n k"]:
+    """Logits of images as they are, with the draw 0 of each, on the CPU."""
+    logits, stretch = [], GROUP * ceil(batch_size / GROUP)
+    with _evaluating(network):
+        for start in range(0, len(images), stretch):
+            ids, x0 = passes.encode(images, range(start, min(start + stretch, len(images))))
+            x_t = passes.noised(ids, x0, draw=0)
+            logits += [network(passes, part).cpu() for part in x_t.split(batch_size)]
+    result = torch.cat(logits)
+    if strange := (~result.isfinite().all(dim=1)).nonzero().flatten().tolist():
+        dtype = str(passes.backbone.dtype).removeprefix("torch.")
+        raise NumericsError(f"X[{strange[0]}] has a logit that is not finite (computing in {dtype}). Use dtype fp32.")
+    return result
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and then the mode that was before: in the authors' program BatchNorm never trains again (§6)."""
+    mode = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        pass
+
+
+class DifFeedClassifier(ClassifierMixin, BaseEstimator):
+    """Learn classes from labelled images by feeding a frozen UNet its own features (DifFeed, fact sheet §3).
+
+    Training sees an image with another noise in each epoch, recognition always with the same. Each costs two passes, to
+    the last layer needed and no further. Training keeps the latents of all images in memory.
 
     Args:
-        layers: All blocks of a UNet.
-        sources: Which blocks of the decoder; by default those at the places of the paper's six.
-        name: What to call the UNet in the error.
-
-    Raises:
-        InputError: If it has not as many encoder as decoder blocks, or a source is no decoder block.
-    """
-    encoder = [layer for layer in layers if layer.name.startswith("enc.")]
-    decoder = [layer for layer in layers if layer.name.startswith("dec.")]
-    if not decoder or len(encoder) != len(decoder):
-        raise InputError(
-            f"DifFeed feeds the blocks of a decoder back to their mirror images in the encoder, and {name} has "
-            f"{len(encoder)} encoder and {len(decoder)} decoder blocks. Use a UNet with as many of one as of the other."
-        )
-    if sources is None:
-        places = dict.fromkeys((2 * place + 1) * len(decoder) // (2 * _OF) for place in _SOURCES)
-        sources = [decoder[place] for place in places]
-    if strange := [layer.name for layer in sources if layer not in decoder]:
-        raise InputError(f"{strange[0]!r} is no block of the decoder: feed back {decoder[0].name} to {decoder[-1].name}.")
-    return {layer: encoder[-1 - decoder.index(layer)] for layer in sources}
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class TwoPasses:
-    """How a frozen UNet looks twice. Made by `plan_passes`.
+        backbone: A loaded UNet, or what `diffsight.load` takes.
+        timestep: Level of the schedule, from 0 (clean); None takes one with as much noise as t = 90 of ADM.
+        layer: The layer of the second pass that the head reads; None takes the paper's b24 of 37, by its depth.
+        sources: Blocks of the decoder that are fed back to the mirrored blocks of the encoder; None takes those at the
+            places of the paper's b21, b24, b27, b30, b33 and b36.
+        head: Settings of the head; None takes the paper's.
+        recipe: How to train: a `Recipe`, a name in `recipes.RECIPES`, or None for ours: AdamW, 28 epochs, 16 images a
+            step.
+        views: Augmented views of each training image, the first of which is the image itself; epochs take turns.
+        flip: Whether augmented views may be mirrored: not for digits and text.
+        seed: Of the initial weights, the order of images, the noise and the views.
+        batch_size: Images in the denoiser at once. It bounds the memory and does not change results; but training with
+            a head of norm ``"batch"`` takes all images of a step at once.
 
     Attributes:
-        extraction: The model, the output layer, the timestep, the noise and the views.
-        pairs: The encoder block that each decoder block is fed back to.
-        shapes: Channels, height and width of what these blocks and the output layer give, by name.
-    """
+        classes_: The labels, sorted.
+        losses_: Mean cross-entropy of each epoch, while it trained; a classifier from a file has none.
+        network_: What was trained.
+        passes_: The model, and what is fed back where.
 
-    extraction: Extraction
-    pairs: Mapping[Layer, Layer]
-    shapes: Mapping[str, Shape]
-
-    @property
-    def output(self) -> Layer:
-        """The layer of the second pass that the head reads."""
-        return self.extraction.layers[0]
-
-    def encode(
-        self, images: Images, positions: range | None = None, *, view: int = 0
-    ) -> tuple[list[str], Float[Tensor, "n c h w"]]:
-        """Identities, which are those of the pixels, and latents of one view of some images, on the CPU.
-
-        Raises:
-            ImageError: If an image cannot be read.
-        """
-        setup, positions = self.extraction, range(len(images)) if positions is None else positions
-
-        def prepare(image_id: str, image: Any) -> Tensor:  # noqa: ANN401
-            transform, seed = setup.backbone.transform, setup.noise.seed
-            return augmented_view(image, transform, image_id=image_id, view=view, seed=seed, flip=setup.flip)
-
-        ids: list[str] = []
-        latents = []
-        opened = by_content(images, ids, positions)
-        for one in encode_images(setup.backbone, opened, group=GROUP, prepare=prepare):
-            if one.x0 is None:
-                raise ImageError(f"X[{positions[len(latents)]}]: {one.failure}")
-            latents.append(one.x0.cpu())
-        return ids, torch.stack(latents)
-
-    def noised(self, ids: Sequence[str], x0: Float[Tensor, "b c h w"], *, draw: int) -> Float[Tensor, "b c h w"]:
-        """Latents with the noise of this draw, on the model's device."""
-        backbone, bank = self.extraction.backbone, NoiseBank(self.extraction.noise.seed)
-        eps = torch.cat([bank.noise(image_id, (draw,), x0.shape[1:]) for image_id in ids])
-        return backbone.schedule.mix(x0.to(backbone.device), eps.to(backbone.device), self._index(len(ids)))
-
-    @torch.no_grad()
-    def first(self, x_t: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """What the blocks that are fed back give, by name, fp32; nothing runs after the last of them."""
-        sources = tuple(self.pairs)
-        return dict(zip((layer.name for layer in sources), self._run(x_t, sources), strict=True))
-
-    def second(
-        self, x_t: Float[Tensor, "b c h w"], fed: Mapping[str, Float[Tensor, "b _ _ _"]]
-    ) -> Float[Tensor, "b _ _ _"]:
-        """What the output layer gives when something is added to encoder blocks, fp32; gradients flow to that."""
-        dtype = self.extraction.backbone.dtype
-        return self._run(x_t, (self.output,), {to.path: fed[to.name].to(dtype) for to in self.pairs.values()})[0]
-
-    def _index(self, rows: int) -> Int[Tensor, " b"]:
-        return torch.full((rows,), self.extraction.levels[0])
-
-    def _run(self, x_t: Tensor, layers: Sequence[Layer], add: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-        backbone, condition = self.extraction.backbone, self.extraction.condition.nulls(len(x_t))
-        try:
-            maps = intermediates(backbone, x_t, self._index(len(x_t)), condition, layers, add=add)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(f"{len(x_t)} rows of {backbone.name} do not fit {x_t.device}: lower batch_size.") from error
-        return [each.float() for each in maps]
-
-
-def plan_passes(
-    backbone: Backbone,
-    *,
-    timestep: int | None = None,
-    layer: str | None = None,
-    sources: Sequence[str] | None = None,
-    views: int = 1,
-    flip: bool = True,
-    seed: int = 0,
-) -> TwoPasses:
-    """Check what is to be fed back and read; arguments as those of `DifFeedClassifier`.
-
-    Raises:
-        InputError: If the model is no UNet with as many encoder as decoder blocks, a layer is unknown or in the wrong
-            place, or a number makes no sense.
-    """
-    named = None if sources is None else find_layers(backbone, sources)
-    pairs = feedback_pairs(backbone.layers, named, name=backbone.name)
-    extraction = plan(
-        backbone,
-        layers=None if layer is None else (layer,),
-        timesteps=None if timestep is None else (timestep,),
-        noise=Noise(seed=seed),
-        views=views,
-        flip=flip,
-    )
-    output, targets = extraction.layers[0], tuple(pairs.values())
-    found = {p.layer: p for p in profile(backbone, tuple(dict.fromkeys((*pairs, *targets, output))))}
-    last = max(targets, key=lambda target: found[target].flops)
-    if found[output].flops <= found[last].flops:
-        raise InputError(f"The output layer {output.name} must run after {last.name}, which is fed. Take a later one.")
-    return TwoPasses(extraction=extraction, pairs=pairs, shapes={each.name: p.shape for each, p in found.items()})
-
-
-class DifFeed(nn.Module):
-    """What is trained: the feedback, and the head D′ on the output layer of the second pass (§3).
-
-    The paper's six pairs and b24 of ADM-256 are 2.76 M + 27.79 M = 30.55 M parameters with 1000 classes.
+    References:
+        Mukhopadhyay et al., Do text-free diffusion models learn discriminative visual representations?, ECCV 2024,
+        https://arxiv.org/abs/2311.17921
     """
 
     def __init__(
-        self, pairs: Mapping[str, str], shapes: Mapping[str, Shape], output: str, num_classes: int, spec: DifFormer
+        self,
+        backbone: Backbone | str | Path = "tiny-fashion",
+        timestep: int | None = None,
+        layer: str | None = None,
+        sources: Sequence[str] | None = None,
+        *,
+        head: DifFormer | None = None,
+        recipe: str | Recipe | None = None,
+        views: int = 1,
+        flip: bool = True,
+        seed: int = 0,
+        batch_size: int = 16,
     ) -> None:
-        """Make both; ``pairs``, ``shapes`` and ``output`` are by names of layers."""
-        super().__init__()
-        self.output = output
-        self.feedback = Feedback(pairs, shapes)
-        self.head = spec.build({output: shapes[output]}, num_classes)
+        self.backbone = backbone
+        self.timestep = timestep
+        self.layer = layer
+        self.sources = sources
+        self.head = head
+        self.recipe = recipe
+        self.views = views
+        self.flip = flip
+        self.seed = seed
+        self.batch_size = batch_size
 
-    def forward(self, passes: TwoPasses, x_t: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Logits."""
-        return self.read(passes.second(x_t, self.feedback(passes.first(x_t))))
+    def fit(self, X: Any, y: Any, *, progress: Callable[[int, int], None] | None = None) -> "DifFeedClassifier":  # noqa: ANN401
+        """Train the feedback and the head.
 
-    def read(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Logits from what the second pass gave."""
-        return self.head({self.output: maps})
+        Args:
+            X: Images in any form that `diffsight.data.images.images_from` takes.
+            y: The label of each, text or whole numbers.
+            progress: Called with the steps that are done and all steps; the classifier can predict in it.
 
+        Raises:
+            InputError: If labels and images do not fit together, the model is no UNet with as many encoder as decoder
+                blocks, or an argument of the classifier makes no sense.
+            ImageError: If an image cannot be read.
+            NumericsError: If the training diverged.
+        """
+        images, labels = images_from(X), np.asarray(y)
+        if labels.ndim != 1 or len(labels) != len(images):
+            raise InputError(f"There are {len(images)} images and labels of shape {labels.shape}; give one for each.")
+        classes, indices = np.unique(labels, return_inverse=True)
+        check_labels(indices, len(images), classes.tolist())
+        head, recipe = self._checked()
+        passes = self._planned()
+        network = _build(passes, len(classes), head, torch.Generator().manual_seed(self.seed))
+        self.classes_, self.passes_, self.network_ = classes, passes, network.to(passes.backbone.device)
+        size = recipe.batch_size if head.norm == "batch" else self.batch_size
+        try:
+            self.losses_ = _train(network, passes, images, indices, recipe, batch_size=size, progress=progress)
+        except Exception:
+            del self.network_  # It is trained in part.
+            raise
+        network.eval().requires_grad_(False)
+        return self
 
-def build(
-    passes: TwoPasses, num_classes: int, spec: DifFormer, generator: torch.Generator | None = None
-) -> DifFeed:
-    """Make the trained part for a model; without a generator on the meta device, to be counted or loaded."""
-    pairs = {source.name: target.name for source, target in passes.pairs.items()}
-    return seeded(lambda: DifFeed(pairs, passes.shapes, passes.output.name, num_classes, spec), generator)
+    def predict(self, X: Any) -> np.ndarray:  # noqa: ANN401
+        """The most likely label of each image; of exactly equal ones the first.
 
+        Raises:
+            ImageError: If an image cannot be read.
+            NumericsError: If the network gives something that is not finite.
+        """
+        best = self.logits(X).argmax(dim=1).numpy()
+        return self.classes_[best]
 
-def backward(
-    network: DifFeed,
-    passes: TwoPasses,
-    x_t: Float[Tensor, "b c h w"],
-    targets: Int[Tensor, " b"],
-    *,
-    batch_size: int,
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy of a training step, with its gradients added to the trained weights.
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:  # noqa: ANN401
+        """Probability of each class; rows sum to 1."""
+        return self.logits(X).softmax(dim=1).numpy()
 
-    The denoiser keeps the activations of ``batch_size`` rows only, while BatchNorm sees all rows of the step: gradients
-    are summed where the feedback enters the denoiser, and go on from there at once. So ``batch_size`` bounds the memory
-    and, but for rounding, changes nothing.
-    """
-    parts = x_t.split(batch_size)
-    features = [passes.first(part) for part in parts]
-    fed = network.feedback({name: torch.cat([each[name] for each in features]) for name in features[0]})
-    entries = {name: each.detach().requires_grad_() for name, each in fed.items()}
-    pieces = zip(*(each.split(batch_size) for each in entries.values()), strict=True)
-    total = torch.zeros((), device=x_t.device)
-    for part, wanted, piece in zip(parts, targets.split(batch_size), pieces, strict=True):
-        logits = network.read(passes.second(part, dict(zip(entries, piece, strict=True))))
-        loss = functional.cross_entropy(logits, wanted, reduction="sum") / len(x_t)
-        loss.backward()
-        total += loss.detach()
-    torch.autograd.backward(list(fed.values()), [entry.grad for entry in entries.values()])
-    return total
+    def decision_function(self, X: Any) -> Float[np.ndarray, "n k"] | Float[np.ndarray, " n"]:  # noqa: ANN401
+        """Logits; for two classes the second minus the first."""
+        logits = self.logits(X).numpy()
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def logits(self, X: Any) -> Float[Tensor, "n k"]:  # noqa: ANN401
+        """Logits of each image, one for each class."""
+        check_is_fitted(self, "network_")
+        return _score(self.network_, self.passes_, images_from(X), batch_size=self.batch_size)
+
+    def save(self, folder: Path | str) -> None:
+        """Write what was trained and what it expects of the model to a folder; not the model.
+
+        Raises:
+            InputError: If a label is neither text nor a whole number.
+            ModelError: If the folder cannot be written.
+        """
+        check_is_fitted(self, "network_")
+        folder, passes = Path(folder), self.passes_
+        if strange := [label for label in self.classes_.tolist() if type(label) not in (str, int)]:
+            raise InputError(f"Labels are kept as text or whole numbers; {strange[0]!r} is neither.")
+        state = {key: value.cpu().contiguous() for key, value in self.network_.state_dict().items()}
+        weights = safetensors.torch.save(state)
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": passes.backbone.name,
+            "identity": passes.backbone.identity(),
+            "timestep": passes.extraction.levels[0],
+            "layer": passes.output.name,
+            "sources": [layer.name for layer in passes.pairs],
+            "seed": passes.seed,
+            "head": self.network_.spec.to_dict(),
+            "classes": self.classes_.tolist(),
+            "weights": digest(weights),
+        }
+        try:
+            make(folder)
+            put(folder / _WEIGHTS, weights)
+            put(folder / _JSON, to_json(record, "DifFeed", indent=1).encode())
+        except OSError as error:
+            raise ModelError(
+                f"{error.filename or folder} cannot be written: {error.strerror}. Make room, or give another folder."
+            ) from error
+
+    @classmethod
+    def load(cls, folder: Path | str, backbone: Backbone | None = None) -> "DifFeedClassifier":
+        """Read what `save` wrote; it can predict at once. Nothing in the folder is executed.
+
+        Args:
+            folder: Where it is.
+            backbone: The model, if it is no longer to be found under the name that it had.
+
+        Raises:
+            ModelError: If nothing is there, it is damaged or of another version, or the model is another than the one
+                that it was trained on.
+        """
+        folder = Path(folder)
+        try:
+            record, weights = json.loads((folder / _JSON).read_bytes()), (folder / _WEIGHTS).read_bytes()
+            if (record["format"], record["version"], record["weights"]) != (FORMAT, VERSION, digest(weights)):
+                raise ValueError(f"format, version or weights are not those of a {FORMAT} {VERSION}")
+            backbone = load_backbone(record["model"]) if backbone is None else backbone
+            check_model(dict(record["identity"]), backbone, what=f"The classifier in {folder}")
+            options = {key: record[key] for key in ("timestep", "layer", "sources", "seed")}
+            head: Any = head_from_dict(record["head"])
+            model = cls(backbone, head=head, **options)
+            model.passes_, model.classes_ = model._planned(), np.array(record["classes"])
+            network = _build(model.passes_, len(model.classes_), model._checked()[0])
+            network.load_state_dict(safetensors.torch.load(weights), assign=True)
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"{folder} holds no DifFeed that can be read ({error}). Restore it from a copy, or fit it again."
+            ) from error
+        model.network_ = network.to(model.passes_.backbone.device).eval().requires_grad_(False)
+        return model
+
+    def _planned(self) -> TwoPasses:
+        return plan_passes(
+            load_backbone(self.backbone) if isinstance(self.backbone, str | Path) else self.backbone,
+            timestep=self.timestep,
+            layer=self.layer,
+            sources=self.sources,
+            views=self.views,
+            flip=self.flip,
+            seed=self.seed,
+        )
+
+    def _checked(self) -> tuple[DifFormer, Recipe]:
+        head, recipe = self.head or DifFormer(), _OWN if self.recipe is None else find_recipe(self.recipe)
+        if not isinstance(head, DifFormer):
+            raise InputError(f"The head of DifFeed is a DifFormer; got {head!r}.")
+        if recipe.standardize:
+            raise InputError(
+                "What DifFeed's head reads changes in training and cannot be standardised once: give a recipe with "
+                "standardize=False. A head with norm='batch' does it in every step."
+            )
+        if type(self.batch_size) is not int or self.batch_size < 1:
+            raise InputError(f"batch_size must be a whole number of at least 1; got {self.batch_size!r}.")
+        return head, recipe

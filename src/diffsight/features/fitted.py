@@ -12,10 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsight.errors import InputError
-from diffsight.features.columns import Averaged, Columns, Scaling, Shape, check_columns, read, spans
+from diffsight.features.columns import Averaged, Columns, Shape, check_columns, read, spans
 from diffsight.features.heads import HeadSpec
 from diffsight.features.neighbours import Neighbours
 from diffsight.features.networks import FlatHead, flatten
+from diffsight.features.scaling import Scaling
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -118,6 +119,25 @@ def score(
             raise InputError(f"The head was fitted to maps of {shape} in column {name!r}; these have {found[name]}.")
     for indices in spans(len(columns), batch_size):
         yield indices, _score(heads, columns, indices)
+
+
+def top1(heads: Sequence[FittedHead], columns: Columns, labels: Int[np.ndarray, " n"]) -> list[float]:
+    """Accuracy of several heads in one pass over the features; a tie for the first place is an error.
+
+    Args:
+        heads: All on one device.
+        columns: With at least the columns of all heads.
+        labels: The class of each row, from 0.
+
+    Raises:
+        InputError: As for `score`.
+    """
+    hits = np.zeros(len(heads))
+    for indices, logits in score(heads, columns, batch_size=256):
+        for index, each in enumerate(logits):
+            own = each.gather(1, torch.tensor(labels[indices], dtype=torch.long, device=each.device)[:, None])
+            hits[index] += int(((each >= own).sum(dim=1) == 1).sum())
+    return (hits / len(labels)).tolist()
 
 
 @torch.inference_mode()

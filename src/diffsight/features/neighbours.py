@@ -72,11 +72,12 @@ def find_neighbours(
     best = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(references), chunk):
-        part = functional.normalize(torch.as_tensor(references[start : start + chunk]).to(queries), dim=1)
+        some = references[start : start + chunk]
+        some = torch.from_numpy(some.copy()) if isinstance(some, np.ndarray) else some  # torch takes no read-only array
+        part = functional.normalize(some.to(queries), dim=1)
         places = torch.arange(start, start + len(part), device=queries.device).expand(len(queries), -1)
-        best, chosen = torch.cat([best, queries @ part.T], dim=1).topk(
-            min(k, start + len(part), best.shape[1] + len(part))
-        )
+        cosines = torch.cat([best, queries @ part.T], dim=1)
+        best, chosen = cosines.topk(min(k, cosines.shape[1]))
         index = torch.cat([index, places], dim=1).gather(1, chosen)
     return best, index
 

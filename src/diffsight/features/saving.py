@@ -12,15 +12,17 @@ from torch import nn
 
 from diffsight.backbones.base import resolve_device
 from diffsight.errors import InputError, ModelError
-from diffsight.features.columns import Scaling, Shape
+from diffsight.features.columns import Shape
 from diffsight.features.fitted import FittedHead
 from diffsight.features.heads import HeadSpec, Linear, NetworkSpec, head_from_dict
 from diffsight.features.logistic import Logistic
 from diffsight.features.neighbours import Neighbours, NeighboursHead
+from diffsight.features.scaling import Scaling
 from diffsight.store.disk import digest, make, put, to_json
 
 FORMAT, VERSION = "diffsight-head", 1
 _JSON, _WEIGHTS = "head.json", "head.safetensors"
+_LARGEST_JSON = 2**26
 
 
 def save_head(head: FittedHead, folder: Path) -> None:
@@ -69,8 +71,8 @@ def load_head(folder: Path, *, device: str | torch.device | None = None) -> Fitt
         ModelError: If the folder has no head, or it is damaged or from a newer diffsight.
     """
     record = _record(folder)
-    weights = _read(folder / _WEIGHTS)
     try:
+        weights = _read(folder / _WEIGHTS, most=record["weights"]["bytes"])
         if record["weights"] != {"bytes": len(weights), "sha256": digest(weights)}:
             raise _damaged(folder, f"{_WEIGHTS} is not the one that {_JSON} was written with")
         tensors = safetensors.torch.load(weights)
@@ -99,7 +101,7 @@ def load_head(folder: Path, *, device: str | torch.device | None = None) -> Fitt
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        record = json.loads(_read(folder / _JSON))
+        record = json.loads(_read(folder / _JSON, most=_LARGEST_JSON))
     except (ValueError, RecursionError) as error:
         raise _damaged(folder, f"{_JSON} is not JSON") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -114,14 +116,17 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, most: int) -> bytes:
     try:
-        return path.read_bytes()
+        size = path.stat().st_size
+        if size <= most:
+            return path.read_bytes()
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read: {error.strerror}. Give a folder that a head was saved to, with {_JSON} and "
             f"{_WEIGHTS}."
         ) from error
+    raise _damaged(path.parent, f"{path.name} has {size} bytes, where at most {most} were expected")
 
 
 def _damaged(folder: Path, reason: str) -> ModelError:

@@ -21,8 +21,9 @@ from diffsight.data.images import images_from
 from diffsight.data.splits import hold_out
 from diffsight.errors import InputError
 from diffsight.features.cache import FeatureCache, extract
-from diffsight.features.columns import Subset
+from diffsight.features.columns import Grids, Subset
 from diffsight.features.extraction import plan
+from diffsight.features.fitted import top1
 from diffsight.features.heads import Linear
 from diffsight.features.noise import Noise
 from diffsight.features.pooling import Pool
@@ -117,7 +118,7 @@ def search(
         labels: Class of each image, from 0.
         layers: Which to try; all blocks by default.
         timesteps: Noise levels of the first stage; by default those with the log-SNR of the papers' sweeps.
-        sizes: Grids to which maps are averaged; the first stage takes the smallest.
+        sizes: Grids to which maps are averaged, each dividing the largest; the first stage takes the smallest.
         learning_rates: Tried for every setting; the better one counts.
         share: Of the images of each class that are held out.
         noise: What is mixed in; one fixed draw by default.
@@ -138,6 +139,8 @@ def search(
         raise InputError(
             f"A search needs sizes and learning rates over 0; got {list(sizes)} and {list(learning_rates)}."
         )
+    if uneven := [size for size in sizes if max(sizes) % size]:
+        raise InputError(f"Each size must divide the largest, whose averages are kept; {uneven[0]} does not.")
     smallest = min(sizes)
     levels = coarse_timesteps(backbone) if timesteps is None else tuple(timesteps)
     chosen = find_layers(backbone, [layer.name for layer in backbone.layers] if layers is None else layers)
@@ -218,28 +221,29 @@ class _Ground:
 
         cache = extract(extraction, self.images, root=self.root, batch_size=self.batch_size, progress=report)
         train, held = (_present(cache, rows) for rows in self.division)
+        sizes = {f"{layer}@{level}": chosen for (layer, level), chosen in settings.items()}
+        # Pooled before they are standardised: as they will be when the head that was found is trained.
+        grids = Grids(cache, sizes)
         probes = [
-            Probe(columns=(f"{layer}@{level}",), head=Linear(pool=size), learning_rate=rate)
-            for (layer, level), sizes in settings.items()
-            for size in sizes
+            Probe(columns=(column,), head=Linear(), learning_rate=rate)
+            for column in grids.names
             for rate in self.learning_rates
         ]
+        labels = self.labels[cache.positions]
         fitted = fit_heads(
-            Subset(cache, train),
-            self.labels[cache.positions[train]],
-            probes,
-            recipe=self.recipe,
-            seed=self.seed,
-            device=self.backbone.device,
-            validation=(Subset(cache, held), self.labels[cache.positions[held]]),
+            Subset(grids, train), labels[train], probes, recipe=self.recipe, seed=self.seed, device=self.backbone.device
         )
-        accuracies = iter([one.accuracies[-1] if not one.diverged else 0.0 for one in fitted])
+        sound = [one for one in fitted if not one.diverged]
+        accuracies = top1([one.head for one in sound], Subset(grids, held), labels[held])
+        found = {id(one.probe): accuracy for one, accuracy in zip(sound, accuracies, strict=True)}
+        of_probe = iter([found.get(id(probe), 0.0) for probe in probes])
         trials = []
-        for (layer, level), sizes in settings.items():
-            for size in sizes:
-                accuracy, rate = max((next(accuracies), -rate) for rate in self.learning_rates)
+        for (layer, level), chosen in settings.items():
+            for size in chosen:
+                tried = [(next(of_probe), rate) for rate in self.learning_rates]
+                accuracy, rate = max(tried, key=lambda pair: pair[0])
                 trials.append(
-                    Trial(stage=stage, layer=layer, timestep=level, size=size, learning_rate=-rate, accuracy=accuracy)
+                    Trial(stage=stage, layer=layer, timestep=level, size=size, learning_rate=rate, accuracy=accuracy)
                 )
         return trials
 

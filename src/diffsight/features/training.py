@@ -18,10 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffsight.backbones.base import resolve_device
 from diffsight.errors import InputError, NumericsError
-from diffsight.features.columns import Columns, check_columns, check_labels, fit_scaling, read
-from diffsight.features.fitted import FittedHead, forward, score
+from diffsight.features.columns import Columns, check_columns, check_labels, read
+from diffsight.features.fitted import FittedHead, forward, top1
 from diffsight.features.heads import NetworkSpec
 from diffsight.features.recipes import LEARNING_RATES, Recipe, find_recipe
+from diffsight.features.scaling import fit_scaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,14 +199,10 @@ def _is_finite(head: FittedHead) -> bool:
 
 
 def _accuracies(heads: Sequence[FittedHead], columns: Columns, labels: np.ndarray) -> list[float]:
-    """Share of the rows whose own logit is above all others, for each head; their networks go on training after."""
+    """Top-1 of heads that go on training afterwards."""
     for head in heads:
         head.network.eval()
-    hits = np.zeros(len(heads))
-    for indices, logits in score(heads, columns, batch_size=256):
-        for index, each in enumerate(logits):
-            own = each.gather(1, torch.tensor(labels[indices], dtype=torch.long, device=each.device)[:, None])
-            hits[index] += int(((each >= own).sum(dim=1) == 1).sum())
+    found = top1(heads, columns, labels)
     for head in heads:
         head.network.train()
-    return (hits / len(labels)).tolist()
+    return found

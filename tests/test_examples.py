@@ -1,0 +1,25 @@
+"""Every example runs as its first lines say, on the photographs that come with the package."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffsight.backbones.cards import assets
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run_as_they_say(example, tmp_path):
+    usage = re.search(r"^    python (examples/\S+) (.*)$", example.read_text(encoding="utf-8"), re.MULTILINE)
+    assert usage[1] == f"examples/{example.name}"
+    given = {"PHOTOGRAPHS": str(assets() / "samples"), "OUT": str(tmp_path / "out")}
+    arguments = [given[word] for word in usage[2].split() if word in given]
+    done = subprocess.run(
+        [sys.executable, example, *arguments], capture_output=True, text=True, check=False, env={"HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
