@@ -10,7 +10,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import KernelCenterer
 
 from diffsight.errors import InputError
-from diffsight.features.cka import CKAAccumulator, CKAWarning, cka, cka_matrix, hsic
+from diffsight.features.cka import CKAAccumulator, CKAWarning, cka, cka_matrix
+from diffsight.features.hsic import hsic
 
 ESTIMATORS = ("unbiased", "biased")
 KERNELS = ("linear", "rbf")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 
 from diffsight import load
@@ -173,6 +174,11 @@ def test_wrong_input_is_named(tiny, halves, tmp_path):
         probe.predict([train[0], broken])
     with pytest.raises(InputError, match=r"no layer 'dec\.9'"):
         FeatureProbe(FeatureExtractor(tiny, ["dec.9"])).fit(train, labels)
+
+
+def test_a_probe_that_has_learnt_nothing_says_so(tiny, halves):
+    with pytest.raises(NotFittedError):
+        FeatureProbe(FeatureExtractor(tiny)).predict(halves[2][:1])
 
 
 def test_grey_arrays_are_images_too(tiny):

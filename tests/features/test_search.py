@@ -145,7 +145,7 @@ def test_a_search_that_makes_no_sense_is_refused(tiny, photographs, tmp_path):
         search(tiny, files, labels, sizes=[], root=tmp_path)
     with pytest.raises(InputError, match="over 0"):
         search(tiny, files, labels, sizes=[0], root=tmp_path)
-    with pytest.raises(InputError, match="must divide the largest.*3 does not"):
+    with pytest.raises(InputError, match=r"must divide the largest.*3 does not"):
         search(tiny, files, labels, sizes=[1, 3, 4], root=tmp_path)
     with pytest.raises(InputError, match=r"no layer 'dec\.9'"):
         search(tiny, files, labels, layers=["dec.9"], root=tmp_path)

@@ -1,4 +1,4 @@
-"""Centered kernel alignment: how alike two layers, timesteps or models see the same images (fact sheet §5.5, §7).
+"""Centered kernel alignment: how alike two layers, timesteps or models see the same images.
 
 Row ``i`` of every column of activations belongs to image ``i``. A column is seen through its Gram matrix, the
 similarities of its rows, so columns of any width can be compared (Kornblith et al. 1905.00414, §3):
@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import inf, prod, sqrt
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffsight.errors import InputError, nearest
-
-Activations = Float[Tensor, "_ ..."] | Float[np.ndarray, "_ ..."]
-ROWS_NEEDED = {"unbiased": 4, "biased": 2}
-KERNELS = ("linear", "rbf")
-
-# Where float64 sums cancel to less than this share of their terms, what is left is rounding.
-_ROUNDING = 1e-12
+from diffsight.errors import InputError
+from diffsight.features.hsic import (
+    ROWS_NEEDED,
+    Activations,
+    check_options,
+    hsic_of_features,
+    hsic_of_grams,
+    shifted,
+)
 
 
 class CKAWarning(UserWarning):
@@ -78,26 +79,6 @@ class CKAMatrix:
         for name, row in zip(self.names_x, self.values, strict=True):
             lines.append(f"{name:<{margin}}" + "".join(f"{value:>{width}.2f}" for value in row))
         return "\n".join(lines)
-
-
-def hsic(gram_x: Float[Tensor, "_ _"], gram_y: Float[Tensor, "_ _"], *, estimator: str = "unbiased") -> float:
-    """Estimate the Hilbert-Schmidt independence criterion from two Gram matrices of the same images.
-
-    Args:
-        gram_x: Symmetric matrix ``K`` of shape (n, n).
-        gram_y: Symmetric matrix ``L`` of shape (n, n).
-        estimator: ``"biased"`` is ``tr(KHLH) / (n - 1)²`` with ``H = I - 1/n``. ``"unbiased"`` is HSIC₁ (Song et al.
-            2007, eq. 5), which does not look at the diagonals and may be negative.
-
-    Raises:
-        InputError: If the matrices are not square, differ in shape or are too small, or the estimator is unknown.
-    """
-    rows, shapes = len(gram_x), (tuple(gram_x.shape), tuple(gram_y.shape))
-    if shapes != ((rows, rows), (rows, rows)):
-        raise InputError(f"HSIC needs two square Gram matrices of the same images; got {shapes[0]} and {shapes[1]}.")
-    _check(estimator, rows=rows)
-    x, y = (_centred(gram.detach().cpu().double(), estimator) for gram in (gram_x, gram_y))
-    return float((x * y).sum())
 
 
 def cka(
@@ -156,7 +137,7 @@ def cka_matrix(
     sums = CKAAccumulator(*map(tuple, sides), estimator=estimator, kernel=kernel, bandwidth=bandwidth)
     rows = _same_rows([column for side in sides for column in side.values()])
     most = rows if batch_size is None else batch_size
-    _check(estimator, rows=min(rows, most))
+    check_options(estimator, rows=min(rows, most))
     batches = min(-(-rows // most), rows // ROWS_NEEDED[estimator])
     for start, stop in pairwise(rows * index // batches for index in range(batches + 1)):
         sums.update(*({name: column[start:stop] for name, column in side.items()} for side in sides))
@@ -186,7 +167,7 @@ class CKAAccumulator:
         kernel: str = "linear",
         bandwidth: float = 0.5,
     ) -> None:
-        _check(estimator, kernel, bandwidth)
+        check_options(estimator, kernel, bandwidth)
         for names in (names_x, names_y):
             if names is not None and (not names or not all(names) or len(set(names)) < len(names)):
                 raise InputError(f"Columns need names, none of them empty or used twice; got {list(names)}.")
@@ -220,7 +201,10 @@ class CKAAccumulator:
             self._left_out += rows
             return
         by_features = self._kernel == "linear" and sum(column.shape[1] for column in columns) < rows
-        products = self._hsic_of_features(columns) if by_features else self._hsic_of_grams(columns)
+        if by_features:
+            products = hsic_of_features([self._scaled(*item) for item in enumerate(columns)], self._estimator)
+        else:
+            products = hsic_of_grams([self._gram(*item) for item in enumerate(columns)], self._estimator)
         self._sums += products.cpu() * rows
         self._images += rows
         self._batches += 1
@@ -250,41 +234,19 @@ class CKAAccumulator:
             bandwidth=self._bandwidth if self._kernel == "rbf" else None,
         )
 
-    def _hsic_of_grams(self, columns: list[Tensor]) -> Tensor:
-        """HSIC of all pairs, by one matrix product of their centred Gram matrices."""
-        grams = [_centred(self._gram(*item), self._estimator, rounding=_ROUNDING) for item in enumerate(columns)]
-        stack = torch.stack([gram.flatten().to(grams[0].device) for gram in grams])
-        return stack @ stack.T
-
-    def _hsic_of_features(self, columns: list[Tensor]) -> Tensor:
-        """The same, by one matrix product of features (Kornblith et al., eq. 1): for few of them and many rows."""
-        features = [self._scaled(*item) for item in enumerate(columns)]
-        joined, rows = torch.cat([part.to(features[0].device) for part in features], dim=1), len(columns[0])
-        member = torch.block_diag(*(joined.new_ones(part.shape[1], 1) for part in features))
-        products = member.T @ (joined.T @ joined).square() @ member
-        if self._estimator == "biased":
-            return products / (rows - 1) ** 2
-        # The rows of these Gram matrices sum to 0, and without their diagonals to minus those: all that HSIC₁ takes
-        # off are products of diagonals, the squared lengths of the rows.
-        lengths = joined.square() @ member
-        of_sums = torch.outer(lengths.sum(dim=0), lengths.sum(dim=0)) / ((rows - 1) * (rows - 2))
-        unbiased = products - rows / (rows - 2) * lengths.T @ lengths + of_sums
-        nothing = unbiased.diagonal() <= _ROUNDING * products.diagonal()
-        return unbiased.masked_fill(nothing | nothing[:, None], 0) / (rows * (rows - 3))
-
     def _gram(self, index: int, column: Tensor) -> Tensor:
         if self._kernel == "linear":
             features = self._scaled(index, column)
             return features @ features.T
         # Differences of rows, not the quicker |x|² + |y|² - 2xy, in which equal images are no longer equal.
-        distances = torch.pdist(_shifted(column))
+        distances = torch.pdist(shifted(column))
         gram = distances.new_ones(len(column), len(column))
         i, j = torch.triu_indices(len(column), len(column), offset=1, device=gram.device)
         gram[i, j] = gram[j, i] = (distances / self._unit(index, distances)).square().div(-2).exp()
         return gram
 
     def _scaled(self, index: int, column: Tensor) -> Tensor:
-        features = _shifted(column)
+        features = shifted(column)
         return features / self._unit(index, features.norm(dim=1))
 
     def _unit(self, index: int, lengths: Tensor) -> float:
@@ -301,17 +263,6 @@ class CKAAccumulator:
         return f"{self._labels[index]} ({why})"
 
 
-def _check(estimator: str, kernel: str = "linear", bandwidth: float = 0.5, *, rows: float = inf) -> None:
-    if estimator not in ROWS_NEEDED:
-        raise InputError(f"Unknown estimator {estimator!r}. {nearest(estimator, ROWS_NEEDED)}")
-    if kernel not in KERNELS:
-        raise InputError(f"Unknown kernel {kernel!r}. {nearest(kernel, KERNELS)}")
-    if not 0 < bandwidth < inf:
-        raise InputError(f"The bandwidth is a positive share of the median distance, such as 0.5; got {bandwidth}.")
-    if rows < ROWS_NEEDED[estimator]:
-        raise InputError(f"The {estimator} estimator needs at least {ROWS_NEEDED[estimator]} rows at once; got {rows}.")
-
-
 def _same_rows(columns: Sequence[Activations]) -> int:
     if len(rows := {len(column) for column in columns}) > 1:
         raise InputError(f"Row i of every column must be image i, but there are columns of {sorted(rows)} rows.")
@@ -325,24 +276,3 @@ def _flat(batch: Mapping[str, Activations], names: Sequence[str]) -> list[Tensor
     # Arrays are copied: torch warns of read-only ones, such as memory maps.
     columns = [torch.as_tensor(np.array(c) if isinstance(c, np.ndarray) else c) for c in map(batch.__getitem__, names)]
     return [column.detach().reshape(len(column), prod(column.shape[1:])) for column in columns]
-
-
-def _shifted(column: Tensor) -> Tensor:
-    """Shift rows to the mean 0, in float64. The first is taken off before, so that constant ones become exactly 0."""
-    features = (column.cpu() if column.device.type == "mps" else column).double()  # which MPS does not have
-    features = features - features[0]
-    return features.sub_(features.mean(dim=0))
-
-
-def _centred(gram: Tensor, estimator: str, *, rounding: float = 0.0) -> Tensor:
-    """Centre and scale a Gram matrix, so that HSIC is an inner product; ``rounding`` of it or less is nothing."""
-    rows = len(gram)
-    if estimator == "biased":
-        means = gram.mean(dim=0)
-        centred = (gram - means - means[:, None] + means.mean()) / (rows - 1)
-    else:
-        gram = gram.clone().fill_diagonal_(0)
-        means = gram.sum(dim=0) / (rows - 2)
-        means -= means.sum() / (2 * (rows - 1))
-        centred = (gram - means - means[:, None]).fill_diagonal_(0) / sqrt(rows * (rows - 3))
-    return centred if centred.norm() > rounding * gram.norm() / rows else torch.zeros_like(centred)

@@ -157,9 +157,10 @@ class Extraction:
             finite = torch.stack([m.flatten(1).isfinite().all(1) for m in maps]).all(0)
             if not finite.all():
                 dtype = str(self.backbone.dtype).removeprefix("torch.")
-                reason = f"the network gave a value that is not finite (computing in {dtype})"
-                reason += "" if dtype == "float32" else "; try dtype fp32"
-                reasons |= {i: reason for i, fine in zip(good, finite.tolist(), strict=True) if not fine}
+                advice = "" if dtype == "float32" else "; try dtype fp32"
+                reason = f"the network gave a value that is not finite (computing in {dtype}){advice}"
+                bad = [i for i, fine in zip(good, finite.tolist(), strict=True) if not fine]
+                reasons |= {i: f"Image X[{positions[i]}]: {reason}" for i in bad}
                 maps = [m[finite] for m in maps]
                 good = [i for i in good if i not in reasons]
         return Chunk(

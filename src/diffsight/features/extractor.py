@@ -109,7 +109,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         chunks = []
         for chunk in extraction.run(images_from(X), batch_size=self.batch_size):
             for failure in chunk.failures:
-                raise ImageError(f"X[{failure.position}]: {failure.reason}")
+                raise ImageError(failure.reason)
             chunks.append(chunk)
         return {name: torch.cat([chunk.features[name] for chunk in chunks]) for name in extraction.columns}
 

@@ -119,7 +119,8 @@ class FeatureProbe(ClassifierMixin, BaseEstimator):
         Raises:
             ImageError: If an image cannot be read.
         """
-        return self.classes_[self.logits(X).argmax(dim=1).numpy()]
+        best = self.logits(X).argmax(dim=1).numpy()
+        return self.classes_[best]
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:  # noqa: ANN401
         """Probability of each class; rows sum to 1."""
@@ -187,12 +188,12 @@ class FeatureProbe(ClassifierMixin, BaseEstimator):
         if self.root is not None:
             cache = extract(extraction, X, root=self.root, batch_size=size, progress=progress)
             if cache.failures:
-                raise ImageError(f"X[{cache.failures[0].position}]: {cache.failures[0].reason}")
+                raise ImageError(cache.failures[0].reason)
             return cache
         chunks = []
         for chunk in extraction.run(images_from(X), batch_size=size):
             if chunk.failures:
-                raise ImageError(f"X[{chunk.failures[0].position}]: {chunk.failures[0].reason}")
+                raise ImageError(chunk.failures[0].reason)
             chunks.append(chunk.features)
             if progress is not None:
                 progress(chunk.stop, chunk.stop * extraction.calls_per_image)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diffsight.data.images import Images, images_from
 from diffsight.errors import InputError
-from diffsight.features.cka import ROWS_NEEDED, CKAAccumulator, CKAMatrix
+from diffsight.features.cka import CKAAccumulator, CKAMatrix
 from diffsight.features.extraction import Chunk, Extraction
+from diffsight.features.hsic import ROWS_NEEDED
 
 
 def compare(

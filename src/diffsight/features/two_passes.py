@@ -115,7 +115,7 @@ class TwoPasses:
         latents = []
         for one in encode_images(self.backbone, by_content(images, ids, positions), group=GROUP, prepare=prepare):
             if one.x0 is None:
-                raise ImageError(f"X[{positions[len(latents)]}]: {one.failure}")
+                raise ImageError(one.failure)
             latents.append(one.x0.cpu())
         return ids, torch.stack(latents)
 

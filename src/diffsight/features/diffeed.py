@@ -29,8 +29,8 @@ from diffsight.features.recipes import LEARNING_RATES, Recipe, find_recipe
 from diffsight.features.two_passes import DifFeed, TwoPasses, backward, plan_passes
 from diffsight.store.disk import digest, make, put, to_json
 
-FORMAT, VERSION = "diffsight-difffeed", 1
-_JSON, _WEIGHTS = "difffeed.json", "difffeed.safetensors"
+FORMAT, VERSION = "diffsight-diffeed", 1
+_JSON, _WEIGHTS = "diffeed.json", "diffeed.safetensors"
 _OWN = Recipe(epochs=28, batch_size=16, standardize=False)
 
 
@@ -109,7 +109,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        pass
+        network.train(mode)
 
 
 class DifFeedClassifier(ClassifierMixin, BaseEstimator):

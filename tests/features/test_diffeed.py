@@ -17,9 +17,9 @@ from diffsight.backbones.base import Layer
 from diffsight.backbones.layers import find_layers, intermediates, unet_layers
 from diffsight.data.images import images_from
 from diffsight.errors import ImageError, InputError, ModelError, NumericsError
-from diffsight.features.difffeed import DifFeedClassifier
+from diffsight.features.diffeed import DifFeedClassifier
 from diffsight.features.heads import DifFormer, Linear, seeded
-from diffsight.features.recipes import Recipe
+from diffsight.features.recipes import RECIPES, Recipe
 from diffsight.features.two_passes import DifFeed, TwoPasses, backward, feedback_pairs, plan_passes
 
 HEAD = DifFormer(dim=8, blocks=1, heads=2)
@@ -251,15 +251,7 @@ def test_noise_is_fresh_in_every_epoch_and_latents_are_kept_for_one_view(sd, pic
 
 
 def test_the_paper_s_recipe_and_a_last_batch_of_one(sd, pictures):
-    paper = Recipe(
-        optimizer="sgd",
-        learning_rate=1e-2,
-        weight_decay=0.0,
-        schedule="step",
-        epochs=4,
-        batch_size=16,
-        standardize=False,
-    )
+    paper = replace(RECIPES["gd2024/diffeed"], epochs=4)
     steps = []
     model = classifier(sd, recipe=paper)
     model.fit(pictures[:17], [0, 1] * 8 + [0], progress=lambda done, total: steps.append(total))
@@ -335,13 +327,13 @@ def test_another_model_is_refused(fitted, tmp_path):
 
 
 def cut(folder):
-    path = folder / "difffeed.safetensors"
+    path = folder / "diffeed.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def edit(**changes):
     def change(folder):
-        path = folder / "difffeed.json"
+        path = folder / "diffeed.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return change
@@ -351,9 +343,9 @@ def edit(**changes):
     "damage",
     [
         cut,
-        lambda folder: (folder / "difffeed.safetensors").unlink(),
-        lambda folder: (folder / "difffeed.json").write_text("{"),
-        lambda folder: (folder / "difffeed.json").write_text("[]"),
+        lambda folder: (folder / "diffeed.safetensors").unlink(),
+        lambda folder: (folder / "diffeed.json").write_text("{"),
+        lambda folder: (folder / "diffeed.json").write_text("[]"),
         edit(version=2),
         edit(classes=["cat", "dog"]),
         edit(sources=["dec.0"]),
