@@ -1,4 +1,4 @@
-"""Weights of the noise levels, each tagged with the space in which it acts (Clark & Jaini; fact sheet §1.1, §1.3).
+"""Weights of the noise levels, each tagged with the space in which it acts (Clark & Jaini 2303.15233).
 
 A weight multiplies a squared error, and the squared errors of one prediction seen as eps, x0, v or flow differ by
 factors that depend on the level. "exp(-7t)" on the eps error and on the x0 error are therefore different schemes: a

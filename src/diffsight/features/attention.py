@@ -1,4 +1,4 @@
-"""Attention heads: transformers over the positions of feature maps (fact sheet §3 D, D′, DifFormer).
+"""Attention heads: transformers over the positions of feature maps (arXiv 2307.08702 and 2311.17921).
 
 The first is from arXiv 2307.08702, the others from its second version, arXiv 2311.17921.
 """
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
 
 
 class AttentionHead(nn.Module):
-    """The preprint's attention head (§3 D): 2×2 averages → tokens of the column's own width → blocks → linear.
+    """The first paper's attention head (2307.08702): 2×2 averages → tokens of the column's own width → blocks → linear.
 
     1 to 5 blocks on 1024×16×16 and 1000 classes are 13.6, 26.2, 38.8, 51.4 and 64.0 M parameters, as in its figure.
     """
@@ -92,7 +92,7 @@ class AttentionHead(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Average to at most ``size`` × ``size`` → norm → 1×1 convolution → one token per position (§3 D′).
+    """Average to at most ``size`` × ``size`` → norm → 1×1 convolution → one token per position (2311.17921).
 
     The layer norm is over the whole map [C, h, w], and its gains and biases are all that tells a position.
     """
@@ -111,10 +111,10 @@ class Tokenizer(nn.Module):
 
 
 class DifFormerHead(nn.Module):
-    """DifFormer (§3): tokens of all layers of a timestep → shared transformer → class tokens side by side → linear.
+    """DifFormer (2311.17921): tokens of all layers of a timestep → shared transformer → joined class tokens → linear.
 
     Tokenizers belong to a layer and are shared over the timesteps. One layer at one timestep is the attention head of
-    the ECCV version (§3 D′): 27.79 M parameters on 1024×16×16 with 1000 classes.
+    the second paper: 27.79 M parameters on 1024×16×16 with 1000 classes.
     """
 
     def __init__(

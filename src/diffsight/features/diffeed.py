@@ -103,7 +103,7 @@ def _score(network: DifFeed, passes: TwoPasses, images: Images, *, batch_size: i
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and then the mode that was before: in the authors' program BatchNorm never trains again (§6)."""
+    """Evaluation mode, and then the mode that was before: in the authors' program BatchNorm never trains again."""
     mode = network.training
     network.eval()
     try:
@@ -113,7 +113,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class DifFeedClassifier(ClassifierMixin, BaseEstimator):
-    """Learn classes from labelled images by feeding a frozen UNet its own features (DifFeed, fact sheet §3).
+    """Learn classes from labelled images by feeding a frozen UNet its own features (DifFeed).
 
     Training sees an image with another noise in each epoch, recognition always with the same. Each costs two passes, to
     the last layer needed and no further. Training keeps the latents of all images in memory.

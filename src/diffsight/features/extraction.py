@@ -142,7 +142,7 @@ class Extraction:
         ids: list[str] = []
         opened = list(by_content(images, ids, positions))
         encoded = [
-            list(encode_images(self.backbone, opened, group=GROUP, prepare=partial(self._prepare, view=view)))
+            list(encode_images(self.backbone, opened, group=GROUP, prepare=partial(self.prepare, view=view)))
             for view in range(self.views)
         ]
         reasons = {i: one.failure for view in encoded for i, one in enumerate(view) if one.failure is not None}
@@ -171,7 +171,8 @@ class Extraction:
             stop=positions.stop,
         )
 
-    def _prepare(self, image_id: str, image: Image.Image, view: int) -> Tensor:
+    def prepare(self, image_id: str, image: Image.Image, *, view: int) -> Float[Tensor, "3 h w"]:
+        """One view of an image as the model is fed, addressed by the image's identity and the noise's seed."""
         transform = self.backbone.transform
         return augmented_view(image, transform, image_id=image_id, view=view, seed=self.noise.seed, flip=self.flip)
 

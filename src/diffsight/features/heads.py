@@ -79,7 +79,7 @@ def seeded(make: Callable[[], Module], generator: torch.Generator | None) -> Mod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """One linear layer on the flattened maps (§3 A).
+    """One linear layer on the flattened maps.
 
     Attributes:
         pool: Maps are averaged to at most this size; None takes them as they are.
@@ -104,7 +104,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MLP:
-    """Linear layers with ReLU between them on the flattened maps (§3 B).
+    """Linear layers with ReLU between them on the flattened maps.
 
     Attributes:
         hidden: Widths of the hidden layers.
@@ -131,7 +131,7 @@ class MLP:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CNN:
-    """Strided convolutions on each column; a design of our own, as the authors' is not published (§3 C).
+    """Strided convolutions on each column; a design of our own, as the authors' is not published.
 
     Attributes:
         widths: Channels of the layers, each of which halves the maps.
@@ -154,10 +154,10 @@ class CNN:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """The preprint's transformer over the positions of one column (§3 D).
+    """The first paper's transformer over the positions of one column.
 
     Attributes:
-        blocks: How many; the preprint has 1 to 5.
+        blocks: How many; the first paper has 1 to 5.
         heads: Of attention; they must divide the column's channels.
     """
 
@@ -181,7 +181,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DifFormer:
-    """A transformer over several layers and timesteps; with one column, the ECCV version's attention head (§3 D′).
+    """A transformer over several layers and timesteps; with one column, the second paper's attention head.
 
     Attributes:
         dim: Width of the tokens.

@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine, as DINOv2 evaluates features (fact sheet §9; arXiv 2304.07193): no training at all.
+"""k nearest neighbours by cosine, as DINOv2 evaluates features (arXiv 2304.07193): no training at all.
 
 A neighbour votes for its class with weight softmax(cosine / temperature) over the k nearest. Queries and references are
 looked at in chunks, so the references may be a memory-mapped array, and the similarities never exist as a whole.

@@ -1,4 +1,4 @@
-"""The networks behind the heads: from feature maps to logits (fact sheet §3 A–C; arXiv 2307.08702), and feedback.
+"""The networks behind the heads: from feature maps to logits (arXiv 2307.08702), and feedback.
 
 A network is made from the shapes of its columns by name, and fed a mapping that holds at least those: what goes where
 is decided by names and never by position. Flattening is channel-major: all positions of a channel stand together.
@@ -37,7 +37,7 @@ def _average(maps: Tensor, pool: int | None) -> Tensor:
 
 
 class FlatHead(nn.Module):
-    """A linear layer on the flattened maps, or an MLP with ReLU between its layers; no norm, no dropout (§3 A, B)."""
+    """A linear layer on the flattened maps, or an MLP with ReLU between its layers; no norm, no dropout."""
 
     def __init__(
         self, shapes: Mapping[str, Shape], num_classes: int, *, hidden: Sequence[int] = (), pool: int | None = None
@@ -56,7 +56,7 @@ class FlatHead(nn.Module):
 
 
 class CNNHead(nn.Module):
-    """[Conv 3×3 stride 2, BatchNorm, ReLU] × n on each column → global average → one linear layer (§3 C).
+    """[Conv 3×3 stride 2, BatchNorm, ReLU] × n on each column → global average → one linear layer.
 
     The authors' CNN is in no code that they published: this is a design of our own in its place.
     """
@@ -89,7 +89,7 @@ class CNNHead(nn.Module):
 
 
 class Feedback(nn.Module):
-    """DifFeed's feedback (§3): what features of the first pass add to the outputs of layers in the second.
+    """DifFeed's feedback (2311.17921): what features of the first pass add to the outputs of layers in the second.
 
     For each pair: 1×1 convolution without bias to the target's channels → BatchNorm → ReLU → bilinear to its size. The
     paper's six pairs (b21→17, 24→14, 27→11, 30→8, 33→5, 36→2) are 2.76 M parameters.

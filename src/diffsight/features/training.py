@@ -2,7 +2,7 @@
 
 A probe is a head on some columns with a learning rate. Probes share the batches and nothing else: each gets the weights
 that it would get alone. So a sweep over layers, noise levels, heads and rates costs little more than reading the
-features once, as DINOv2 trains its linear probes (fact sheet §9).
+features once, as DINOv2 trains its linear probes (arXiv 2304.07193).
 """
 
 from collections.abc import Callable, Sequence

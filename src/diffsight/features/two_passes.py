@@ -1,4 +1,4 @@
-"""DifFeed's two passes: a frozen UNet looks at an image again with what it found the first time (fact sheet §3).
+"""DifFeed's two passes: a frozen UNet looks at an image again with what it found the first time.
 
 Features of decoder blocks go through small layers and are added, in a second pass over the same noised image, to the
 outputs of the mirrored encoder blocks; a head reads one layer of the second pass. The head and the small layers are
@@ -7,10 +7,10 @@ trained, with gradients that come through the frozen network (Mukhopadhyay et al
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +18,6 @@ from diffsight.backbones.base import Backbone, Layer
 from diffsight.backbones.encoding import by_content, encode_images
 from diffsight.backbones.layers import find_layers, intermediates, profile
 from diffsight.data.images import Images
-from diffsight.data.views import augmented_view
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.errors import ImageError, InputError, ModelError
 from diffsight.features.columns import Shape
@@ -106,11 +105,7 @@ class TwoPasses:
             ImageError: If an image cannot be read.
         """
         positions = range(len(images)) if positions is None else positions
-        transform, flip = self.backbone.transform, self.extraction.flip
-
-        def prepare(image_id: str, image: Image.Image) -> Tensor:
-            return augmented_view(image, transform, image_id=image_id, view=view, seed=self.seed, flip=flip)
-
+        prepare = partial(self.extraction.prepare, view=view)
         ids: list[str] = []
         latents = []
         for one in encode_images(self.backbone, by_content(images, ids, positions), group=GROUP, prepare=prepare):
