@@ -79,9 +79,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             InputError: If a layer is unknown, a timestep out of range, or a number makes no sense.
             ModelError: If the model cannot be loaded.
         """
-        backbone = load(self.backbone) if isinstance(self.backbone, str | Path) else self.backbone
         self.plan_: Extraction = plan(
-            backbone,
+            self._loaded(),
             layers=self.layers,
             timesteps=self.timesteps,
             noise=Noise(kind=self.noise) if isinstance(self.noise, str) else self.noise,
@@ -150,6 +149,16 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
                 "and views=1 here, or `maps` and `extract`, which keep them apart."
             )
         return torch.cat([column.flatten(1) for column in self.maps(X).values()], dim=1).numpy()
+
+    def _loaded(self) -> Backbone:
+        """The model, loaded once however often the extractor is fitted."""
+        if not isinstance(self.backbone, str | Path):
+            return self.backbone
+        name, backbone = getattr(self, "_kept", (None, None))
+        if backbone is None or name != self.backbone:
+            backbone = load(self.backbone)
+            self._kept = (self.backbone, backbone)
+        return backbone
 
     def _fitted(self) -> Extraction:
         if not hasattr(self, "plan_"):

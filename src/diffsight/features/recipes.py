@@ -71,8 +71,8 @@ def _released(learning_rate: float, batch_size: int) -> Recipe:
     )
 
 
-# The scripts that Mukhopadhyay et al. released with their second paper, ECCV 2024: plain SGD whose rate falls to a tenth
-# after each 7 of 28 epochs. There is none for the MLP and CNN of the first.
+# The scripts that Mukhopadhyay et al. released with their second paper (ECCV 2024): plain SGD whose rate falls to a
+# tenth after each 7 of 28 epochs. There is none for the MLP and CNN of the first.
 RECIPES: Mapping[str, Recipe] = {
     "gd2024/linear": _released(1e-2, 128),
     "gd2024/attention": _released(5e-2, 128),
