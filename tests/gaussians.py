@@ -30,6 +30,8 @@ class GaussianBackbone:
     name = "gaussian"
     class_names = None
     learned_variance = False
+    network = torch.nn.Identity()  # It is a formula and has no layers.
+    layers = ()
     device = torch.device("cpu")
     dtype = torch.float32
     transform = ImageTransform(size=8)
