@@ -43,14 +43,17 @@ def heatmap(
     check_plotting()
     from matplotlib.figure import Figure
 
-    size = (2.2 + 0.62 * max(4, min(len(columns), _WRITTEN)), 1.6 + 0.34 * max(4, min(len(rows), 40)))
-    figure = Figure(figsize=size, layout="constrained")
+    width = 2.2 + 0.62 * max(4, min(len(columns), _WRITTEN))
+    height = 1.6 + 0.34 * max(4, min(len(rows), _WRITTEN))
+    figure = Figure(figsize=(max(width, 0.6 + 0.085 * len(title)), height), layout="constrained")
     axes = figure.add_subplot()
     shown = axes.imshow(values, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=45 if max(map(len, columns)) > 4 else 0, ha="center")
+    slanted = max(map(len, columns)) > 4
+    axes.set_xticks(range(len(columns)), columns, rotation=45 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(labelsize=8 if len(rows) <= 40 else 5)
-    axes.set(title=title, xlabel=across, ylabel=down)
+    axes.tick_params(labelsize=8 if max(values.shape) <= 40 else 5)
+    axes.set(xlabel=across, ylabel=down)
+    figure.suptitle(title, fontsize=10)
     figure.colorbar(shown, ax=axes, label=colour)
     if max(values.shape) <= _WRITTEN and np.isfinite(values).any():
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
