@@ -162,6 +162,7 @@ def test_head_options_are_json(run, samples):
         (["--share", "2"], "share"),
         (["--per-class", "2", "--share", "0.1"], "not both"),
         (["--preset", "gd2023/linear-2", "--head", "knn"], "leave out --head"),
+        (["--preset", "gd2023/linear-2", "--grid", "4", "--views", "2"], "leave out --grid and --views"),
         (["--preset", "gd2023/linear-2"], "no layer 'b24'"),
         (["--preset", "gd2023"], "Did you mean"),
         (["--recipe", "gd"], "Unknown recipe"),

@@ -85,7 +85,9 @@ def probe(
         if preset is not None:
             paper = find_preset(preset)
             fixed = {"head": head, "head-options": head_options, "recipe": recipe, "layers": layers}
-            if surplus := [f"--{name}" for name, value in (fixed | {"timesteps": timesteps}).items() if value]:
+            fixed |= {"timesteps": timesteps, "grid": grid != 1, "pool": pool != "avg", "views": views != 1}
+            fixed |= {"noise": noise != "fixed", "draws": draws != 1}
+            if surplus := [f"--{name}" for name, value in fixed.items() if value]:
                 raise InputError(f"--preset {preset} fixes that already: leave out {' and '.join(surplus)}.")
             spec, recipe = paper.head, paper.recipe
             layers, timesteps = list(paper.layers), [str(level) for level in paper.timesteps]

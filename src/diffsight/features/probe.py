@@ -28,7 +28,7 @@ from diffsight.features.noise import Noise
 from diffsight.features.pooling import Pool
 from diffsight.features.recipes import Recipe
 from diffsight.features.saving import load_head, save_head
-from diffsight.store.disk import put, to_json
+from diffsight.store.disk import put, to_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -206,6 +206,7 @@ def save_probe(head: FittedHead, extraction: Extraction, folder: Path) -> None:
     Raises:
         InputError: If a label is neither text nor a whole number.
         ModelError: If the folder cannot be written.
+        RunError: If it fills up while it is written.
     """
     record = {
         "model": extraction.backbone.name,
@@ -217,7 +218,8 @@ def save_probe(head: FittedHead, extraction: Extraction, folder: Path) -> None:
         "prompt": extraction.prompt,
     }
     save_head(head, folder)
-    put(folder / _JSON, to_json(record, "A probe", indent=1).encode())
+    with writing(folder):
+        put(folder / _JSON, to_json(record, "A probe", indent=1).encode())
 
 
 def recorded_model(folder: Path) -> str:
