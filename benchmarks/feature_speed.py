@@ -27,12 +27,12 @@ from diffsight.backbones.pixel_unet import PixelUNet
 from diffsight.data.images import ImageTransform, images_from
 from diffsight.data.sources import open_source
 from diffsight.diffusion.schedule import from_config
-from diffsight.features.columns import ArrayColumns
 from diffsight.features.extraction import plan
-from diffsight.features.heads import Linear
+from diffsight.features.heads.columns import ArrayColumns
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.specs import Linear
+from diffsight.features.heads.training import Probe, fit_heads
 from diffsight.features.pooling import Pool
-from diffsight.features.recipes import Recipe
-from diffsight.features.training import Probe, fit_heads
 
 
 def timed(run: Callable[[], object], repeats: int) -> float:

@@ -31,17 +31,17 @@ from diffsight.data.sources import Source, open_source
 from diffsight.data.splits import few_shot, fraction
 from diffsight.evaluation.metrics import wilson
 from diffsight.features.cache import FeatureCache, extract
-from diffsight.features.columns import ArrayColumns, Columns, Subset
 from diffsight.features.extraction import Extraction, plan
-from diffsight.features.fitted import top1
-from diffsight.features.fitting import fit_head
-from diffsight.features.heads import CNN, MLP, Attention, DifFormer, HeadSpec, Linear, NetworkSpec
-from diffsight.features.logistic import Logistic
-from diffsight.features.neighbours import Neighbours
+from diffsight.features.heads.columns import ArrayColumns, Columns, Subset
+from diffsight.features.heads.fitted import top1
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.logistic import Logistic
+from diffsight.features.heads.neighbours import Neighbours
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.specs import CNN, MLP, Attention, DifFormer, HeadSpec, Linear, NetworkSpec
+from diffsight.features.heads.training import Probe, fit_heads
 from diffsight.features.pooling import Pool
-from diffsight.features.recipes import Recipe
 from diffsight.features.search import search
-from diffsight.features.training import Probe, fit_heads
 
 SHARES = (0.01, 0.1, 1.0)
 # Fewer passes over more images: 30,000, 90,000 and 300,000 of them.

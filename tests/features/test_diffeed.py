@@ -18,8 +18,8 @@ from diffsight.backbones.layers import find_layers, intermediates, unet_layers
 from diffsight.data.images import images_from
 from diffsight.errors import ImageError, InputError, ModelError, NumericsError
 from diffsight.features.diffeed import DifFeedClassifier
-from diffsight.features.heads import DifFormer, Linear, seeded
-from diffsight.features.recipes import RECIPES, Recipe
+from diffsight.features.heads.recipes import RECIPES, Recipe
+from diffsight.features.heads.specs import DifFormer, Linear, seeded
 from diffsight.features.two_passes import DifFeed, TwoPasses, backward, feedback_pairs, plan_passes
 
 HEAD = DifFormer(dim=8, blocks=1, heads=2)

@@ -9,9 +9,9 @@ from diffsight.diffusion.schedule import from_config
 from diffsight.errors import InputError
 from diffsight.features.cache import column_shapes
 from diffsight.features.extraction import plan
+from diffsight.features.heads.recipes import find_recipe
 from diffsight.features.pooling import Pool
 from diffsight.features.presets import EPOCHS, PRESETS, find_preset
-from diffsight.features.recipes import find_recipe
 
 # ADM's 37 blocks with its resolutions, an eighth as wide: 32 to 128 channels.
 NARROW = ADMConfig(image_size=256, channels=32, multipliers=(1, 1, 2, 2, 4, 4), head_channels=32)

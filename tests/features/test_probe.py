@@ -12,11 +12,11 @@ from diffsight import load
 from diffsight.backbones.cards import assets
 from diffsight.errors import ImageError, InputError, ModelError
 from diffsight.features.extractor import FeatureExtractor
-from diffsight.features.heads import Linear
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.specs import Linear
 from diffsight.features.noise import Noise
 from diffsight.features.pooling import Pool
 from diffsight.features.probe import FeatureProbe
-from diffsight.features.recipes import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_several_draws_are_averaged_in_recognition(tiny, halves):
     noise = Noise(kind="resample", draws=3)
     probe = FeatureProbe(FeatureExtractor(tiny, ["mid"], [500], noise=noise)).fit(train, labels)
     maps = FeatureExtractor(tiny, ["mid"], [500], noise=noise).maps(test[:4])["mid@500"]
-    from diffsight.features.columns import ArrayColumns
+    from diffsight.features.heads.columns import ArrayColumns
 
     each = [probe.head_.logits(ArrayColumns({"mid@500": maps[:, draw : draw + 1]})) for draw in range(3)]
     np.testing.assert_allclose(probe.logits(test[:4]), sum(each) / 3, atol=1e-4)

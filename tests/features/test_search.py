@@ -6,13 +6,13 @@ from diffsight.backbones.cards import assets
 from diffsight.data.splits import hold_out
 from diffsight.errors import InputError
 from diffsight.features.cache import extract
-from diffsight.features.columns import Subset
 from diffsight.features.extraction import plan
-from diffsight.features.heads import Linear
+from diffsight.features.heads.columns import Subset
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.specs import Linear
+from diffsight.features.heads.training import Probe, fit_heads
 from diffsight.features.pooling import Pool
-from diffsight.features.recipes import Recipe
 from diffsight.features.search import LOG_SNRS, coarse_timesteps, estimate_calls, search
-from diffsight.features.training import Probe, fit_heads
 
 QUICK = Recipe(epochs=5)
 

@@ -12,7 +12,7 @@ from diffsight.errors import InputError
 if TYPE_CHECKING:
     from diffsight.backbones import Backbone
     from diffsight.features.extraction import Extraction
-    from diffsight.features.heads import HeadSpec
+    from diffsight.features.heads.specs import HeadSpec
 
 TaskName = Annotated[
     str,
@@ -149,7 +149,7 @@ def make_head(name: str, settings: str | None) -> "HeadSpec":
     Raises:
         InputError: If there is no such head or option, or the text is no JSON object.
     """
-    from diffsight.features.heads import head_from_dict
+    from diffsight.features.heads.specs import head_from_dict
 
     try:
         values: Any = json.loads(settings) if settings else {}

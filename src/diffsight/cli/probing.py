@@ -169,7 +169,7 @@ def predict(
     with output.interruptible("Nothing was kept."):
         from diffsight.cli.classify import find_pictures
         from diffsight.data.images import images_from
-        from diffsight.features.columns import ArrayColumns
+        from diffsight.features.heads.columns import ArrayColumns
         from diffsight.features.probe import FeatureProbe, recorded_model
 
         pictures = find_pictures(images)

@@ -17,12 +17,12 @@ from diffsight.errors import InputError
 from diffsight.evaluation.metrics import summary
 from diffsight.evaluation.task import Task
 from diffsight.features.cache import FeatureCache, extract
-from diffsight.features.columns import Subset
 from diffsight.features.extraction import Extraction, unaugmented
-from diffsight.features.fitted import FittedHead
-from diffsight.features.fitting import fit_head
-from diffsight.features.heads import HeadSpec
-from diffsight.features.recipes import Recipe
+from diffsight.features.heads.columns import Subset
+from diffsight.features.heads.fitted import FittedHead
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.specs import HeadSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

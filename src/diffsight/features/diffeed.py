@@ -21,11 +21,11 @@ from diffsight.backbones.base import Backbone
 from diffsight.backbones.loading import load as load_backbone
 from diffsight.data.images import Images, images_from
 from diffsight.errors import InputError, ModelError, NumericsError
-from diffsight.features.columns import check_labels
 from diffsight.features.extraction import GROUP
-from diffsight.features.heads import DifFormer, head_from_dict, seeded
+from diffsight.features.heads.columns import check_labels
+from diffsight.features.heads.recipes import LEARNING_RATES, Recipe, find_recipe
+from diffsight.features.heads.specs import DifFormer, head_from_dict, seeded
 from diffsight.features.probe import check_model
-from diffsight.features.recipes import LEARNING_RATES, Recipe, find_recipe
 from diffsight.features.two_passes import DifFeed, TwoPasses, backward, plan_passes
 from diffsight.store.disk import digest, make, put, to_json
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diffsight.errors import InputError, nearest
-from diffsight.features.heads import DifFormer, HeadSpec, Linear
+from diffsight.features.heads.specs import DifFormer, HeadSpec, Linear
 
 GD2023 = "Mukhopadhyay et al., arXiv:2307.08702"
 GD2024 = "Mukhopadhyay et al., ECCV 2024, arXiv:2311.17921"

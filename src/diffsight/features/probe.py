@@ -18,16 +18,16 @@ from diffsight.backbones.base import Backbone
 from diffsight.data.images import images_from
 from diffsight.errors import ImageError, InputError, ModelError
 from diffsight.features.cache import extract
-from diffsight.features.columns import ArrayColumns, Columns
 from diffsight.features.extraction import Extraction, unaugmented
 from diffsight.features.extractor import FeatureExtractor
-from diffsight.features.fitted import FittedHead
-from diffsight.features.fitting import fit_head
-from diffsight.features.heads import HeadSpec
+from diffsight.features.heads.columns import ArrayColumns, Columns
+from diffsight.features.heads.fitted import FittedHead
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.saving import load_head, save_head
+from diffsight.features.heads.specs import HeadSpec
 from diffsight.features.noise import Noise
 from diffsight.features.pooling import Pool
-from diffsight.features.recipes import Recipe
-from diffsight.features.saving import load_head, save_head
 from diffsight.store.disk import put, to_json, writing
 
 log = logging.getLogger(__name__)

@@ -21,14 +21,14 @@ from diffsight.data.images import images_from
 from diffsight.data.splits import hold_out
 from diffsight.errors import InputError
 from diffsight.features.cache import FeatureCache, extract
-from diffsight.features.columns import Grids, Subset
 from diffsight.features.extraction import plan
-from diffsight.features.fitted import top1
-from diffsight.features.heads import Linear
+from diffsight.features.heads.columns import Grids, Subset
+from diffsight.features.heads.fitted import top1
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.specs import Linear
+from diffsight.features.heads.training import Probe, fit_heads
 from diffsight.features.noise import Noise
 from diffsight.features.pooling import Pool
-from diffsight.features.recipes import Recipe
-from diffsight.features.training import Probe, fit_heads
 
 # t = 10, 50, 90, 150, 300 and 500 of ADM, the noise levels of the papers' sweeps.
 LOG_SNRS = (6.12, 3.47, 2.35, 1.30, -0.43, -2.47)

@@ -20,10 +20,10 @@ from diffsight.backbones.layers import find_layers, intermediates, profile
 from diffsight.data.images import Images
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.errors import ImageError, InputError, ModelError
-from diffsight.features.columns import Shape
 from diffsight.features.extraction import GROUP, Extraction, plan
-from diffsight.features.heads import DifFormer
-from diffsight.features.networks import Feedback
+from diffsight.features.heads.columns import Shape
+from diffsight.features.heads.networks import Feedback
+from diffsight.features.heads.specs import DifFormer
 from diffsight.features.noise import Noise
 
 # The paper's b21, b24, …, b36 in the decoder, which has 18 of its 37 blocks.

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsight.errors import InputError
-from diffsight.features.columns import Averaged, Columns, Shape, check_columns, read, spans
-from diffsight.features.heads import HeadSpec
-from diffsight.features.neighbours import Neighbours
-from diffsight.features.networks import FlatHead, flatten
-from diffsight.features.scaling import Scaling
+from diffsight.features.heads.columns import Averaged, Columns, Shape, check_columns, read, spans
+from diffsight.features.heads.neighbours import Neighbours
+from diffsight.features.heads.networks import FlatHead, flatten
+from diffsight.features.heads.scaling import Scaling
+from diffsight.features.heads.specs import HeadSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -12,12 +12,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffsight.errors import InputError
-from diffsight.features.columns import ArrayColumns
-from diffsight.features.fitted import FittedHead
-from diffsight.features.fitting import fit_head
-from diffsight.features.heads import HeadSpec
-from diffsight.features.recipes import Recipe
-from diffsight.features.saving import load_head, save_head
+from diffsight.features.heads.columns import ArrayColumns
+from diffsight.features.heads.fitted import FittedHead
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.saving import load_head, save_head
+from diffsight.features.heads.specs import HeadSpec
 
 COLUMN = "features"
 

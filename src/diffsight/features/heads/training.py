@@ -18,11 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffsight.backbones.base import resolve_device
 from diffsight.errors import InputError, NumericsError
-from diffsight.features.columns import Columns, check_columns, check_labels, read
-from diffsight.features.fitted import FittedHead, forward, top1
-from diffsight.features.heads import NetworkSpec
-from diffsight.features.recipes import LEARNING_RATES, Recipe, find_recipe
-from diffsight.features.scaling import fit_scaling
+from diffsight.features.heads.columns import Columns, check_columns, check_labels, read
+from diffsight.features.heads.fitted import FittedHead, forward, top1
+from diffsight.features.heads.recipes import LEARNING_RATES, Recipe, find_recipe
+from diffsight.features.heads.scaling import fit_scaling
+from diffsight.features.heads.specs import NetworkSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,14 +11,14 @@ from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from diffsight.errors import InputError, ModelError
-from diffsight.features.columns import ArrayColumns
-from diffsight.features.estimator import HeadClassifier
-from diffsight.features.fitting import fit_head
-from diffsight.features.heads import CNN, MLP, Attention, DifFormer, Linear
-from diffsight.features.logistic import Logistic
-from diffsight.features.neighbours import Neighbours
-from diffsight.features.recipes import Recipe
-from diffsight.features.saving import load_head, save_head
+from diffsight.features.heads.columns import ArrayColumns
+from diffsight.features.heads.estimator import HeadClassifier
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.logistic import Logistic
+from diffsight.features.heads.neighbours import Neighbours
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.saving import load_head, save_head
+from diffsight.features.heads.specs import CNN, MLP, Attention, DifFormer, Linear
 
 SHORT = Recipe(epochs=2)
 HEADS = [
@@ -225,7 +225,7 @@ def test_saving_over_a_head_is_whole_or_refused(saved, maps, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("diffsight.features.saving.put", full)
+    monkeypatch.setattr("diffsight.features.heads.saving.put", full)
     with pytest.raises(ModelError, match="No space left on device"):
         model.save(saved)
 

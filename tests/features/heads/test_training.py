@@ -8,12 +8,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from diffsight.errors import InputError, NumericsError
-from diffsight.features.columns import ArrayColumns, Averaged, Columns, Subset
-from diffsight.features.fitting import fit_head
-from diffsight.features.heads import CNN, MLP, Attention, DifFormer, Linear
-from diffsight.features.recipes import RECIPES, Recipe, find_recipe
-from diffsight.features.scaling import fit_scaling
-from diffsight.features.training import Probe, _accuracies, fit_heads
+from diffsight.features.heads.columns import ArrayColumns, Averaged, Columns, Subset
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.recipes import RECIPES, Recipe, find_recipe
+from diffsight.features.heads.scaling import fit_scaling
+from diffsight.features.heads.specs import CNN, MLP, Attention, DifFormer, Linear
+from diffsight.features.heads.training import Probe, _accuracies, fit_heads
 
 SHORT = Recipe(epochs=3, batch_size=16)
 CLASSES = 3
@@ -215,7 +215,7 @@ def test_standardisation_is_scikit_learns():
 
 def test_standardisation_does_not_depend_on_how_it_is_read(monkeypatch, columns):
     whole = fit_scaling(columns, BOTH)
-    monkeypatch.setattr("diffsight.features.scaling._VALUES_AT_ONCE", 3 * 8 * 4 * 4)
+    monkeypatch.setattr("diffsight.features.heads.scaling._VALUES_AT_ONCE", 3 * 8 * 4 * 4)
     for name, scaling in fit_scaling(columns, BOTH).items():
         torch.testing.assert_close(scaling.mean, whole[name].mean, rtol=1e-7, atol=0)
         torch.testing.assert_close(scaling.scale, whole[name].scale, rtol=1e-6, atol=0)

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from diffsight.backbones.base import resolve_device
 from diffsight.errors import InputError
-from diffsight.features.columns import Averaged, Columns, check_columns, check_labels, read, spans
-from diffsight.features.fitted import FittedHead
-from diffsight.features.heads import HeadSpec, Linear, NetworkSpec, head_spec
-from diffsight.features.logistic import Logistic, fit_logistic
-from diffsight.features.neighbours import Neighbours, NeighboursHead
-from diffsight.features.networks import flatten
-from diffsight.features.recipes import Recipe
-from diffsight.features.scaling import Scaling, fit_scaling, scaled
-from diffsight.features.training import Probe, fit_heads
+from diffsight.features.heads.columns import Averaged, Columns, check_columns, check_labels, read, spans
+from diffsight.features.heads.fitted import FittedHead
+from diffsight.features.heads.logistic import Logistic, fit_logistic
+from diffsight.features.heads.neighbours import Neighbours, NeighboursHead
+from diffsight.features.heads.networks import flatten
+from diffsight.features.heads.recipes import Recipe
+from diffsight.features.heads.scaling import Scaling, fit_scaling, scaled
+from diffsight.features.heads.specs import HeadSpec, Linear, NetworkSpec, head_spec
+from diffsight.features.heads.training import Probe, fit_heads
 
 log = logging.getLogger(__name__)
 

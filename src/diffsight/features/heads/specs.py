@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from diffsight.errors import InputError, nearest
-from diffsight.features.attention import AttentionHead, DifFormerHead, Norm, Transformer
-from diffsight.features.columns import Shape
-from diffsight.features.logistic import Logistic
-from diffsight.features.neighbours import Neighbours
-from diffsight.features.networks import CNNHead, FlatHead
-from diffsight.features.options import as_dict, check_sizes
+from diffsight.features.heads.attention import AttentionHead, DifFormerHead, Norm, Transformer
+from diffsight.features.heads.columns import Shape
+from diffsight.features.heads.logistic import Logistic
+from diffsight.features.heads.neighbours import Neighbours
+from diffsight.features.heads.networks import CNNHead, FlatHead
+from diffsight.features.heads.options import as_dict, check_sizes
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -7,8 +7,11 @@ from torch import nn
 from torch.nn import functional
 
 from diffsight.errors import InputError
-from diffsight.features.attention import Block, Transformer, by_timestep
-from diffsight.features.heads import (
+from diffsight.features.heads.attention import Block, Transformer, by_timestep
+from diffsight.features.heads.logistic import Logistic
+from diffsight.features.heads.neighbours import Neighbours
+from diffsight.features.heads.networks import Feedback, flatten
+from diffsight.features.heads.specs import (
     CNN,
     HEADS,
     MLP,
@@ -20,9 +23,6 @@ from diffsight.features.heads import (
     head_spec,
     seeded,
 )
-from diffsight.features.logistic import Logistic
-from diffsight.features.neighbours import Neighbours
-from diffsight.features.networks import Feedback, flatten
 
 B24 = {"b24@150": (1024, 16, 16)}
 LAYERS = {"b19": (1024, 8, 8), "b24": (1024, 16, 16), "b30": (512, 64, 64)}

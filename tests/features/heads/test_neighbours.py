@@ -6,9 +6,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from diffsight.errors import InputError
 from diffsight.features import neighbours
-from diffsight.features.columns import ArrayColumns
-from diffsight.features.fitting import fit_head
-from diffsight.features.neighbours import Neighbours, find_neighbours, vote
+from diffsight.features.heads.columns import ArrayColumns
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.neighbours import Neighbours, find_neighbours, vote
 
 CLASSES = 4
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffsight.features.columns import Columns, read, spans
+from diffsight.features.heads.columns import Columns, read, spans
 
 # As many rows are measured at once as have about this many values: 16 MB.
 _VALUES_AT_ONCE = 2**22

@@ -12,12 +12,12 @@ from torch import nn
 
 from diffsight.backbones.base import resolve_device
 from diffsight.errors import InputError, ModelError
-from diffsight.features.columns import Shape
-from diffsight.features.fitted import FittedHead
-from diffsight.features.heads import HeadSpec, Linear, NetworkSpec, head_from_dict
-from diffsight.features.logistic import Logistic
-from diffsight.features.neighbours import Neighbours, NeighboursHead
-from diffsight.features.scaling import Scaling
+from diffsight.features.heads.columns import Shape
+from diffsight.features.heads.fitted import FittedHead
+from diffsight.features.heads.logistic import Logistic
+from diffsight.features.heads.neighbours import Neighbours, NeighboursHead
+from diffsight.features.heads.scaling import Scaling
+from diffsight.features.heads.specs import HeadSpec, Linear, NetworkSpec, head_from_dict
 from diffsight.store.disk import digest, make, put, to_json
 
 FORMAT, VERSION = "diffsight-head", 1

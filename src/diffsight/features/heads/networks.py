@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffsight.errors import InputError
-from diffsight.features.columns import Shape
+from diffsight.features.heads.columns import Shape
 
 
 def num_features(shapes: Mapping[str, Shape], pool: int | None) -> int:

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from diffsight.errors import InputError
-from diffsight.features.options import as_dict, check_sizes
+from diffsight.features.heads.options import as_dict, check_sizes
 
 GRID = tuple((10 ** np.linspace(-6, 5, 45)).tolist())
 # Where no image can be held out, as every class has only one: the grid's value nearest to scikit-learn's default, 1.

@@ -7,9 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from diffsight.errors import InputError
-from diffsight.features.columns import ArrayColumns
-from diffsight.features.fitting import fit_head
-from diffsight.features.logistic import FALLBACK, GRID, Logistic, fit_logistic, hold_out
+from diffsight.features.heads.columns import ArrayColumns
+from diffsight.features.heads.fitting import fit_head
+from diffsight.features.heads.logistic import FALLBACK, GRID, Logistic, fit_logistic, hold_out
 
 
 @pytest.fixture(scope="module")

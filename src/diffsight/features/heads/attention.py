@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffsight.errors import InputError
-from diffsight.features.columns import Shape
+from diffsight.features.heads.columns import Shape
 
 Norm = Literal["layer", "batch"]
 

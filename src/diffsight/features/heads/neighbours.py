@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffsight.errors import InputError
-from diffsight.features.columns import Shape
-from diffsight.features.networks import flatten, num_features
-from diffsight.features.options import as_dict, check_sizes
+from diffsight.features.heads.columns import Shape
+from diffsight.features.heads.networks import flatten, num_features
+from diffsight.features.heads.options import as_dict, check_sizes
 
 # Similarities in memory at once: 2048 × 8192 in fp32 are 64 MB.
 _QUERIES, _REFERENCES = 2048, 8192
