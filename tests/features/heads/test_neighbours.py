@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from diffsight.errors import InputError
-from diffsight.features import neighbours
+from diffsight.features.heads import neighbours
 from diffsight.features.heads.columns import ArrayColumns
 from diffsight.features.heads.fitting import fit_head
 from diffsight.features.heads.neighbours import Neighbours, find_neighbours, vote
