@@ -158,7 +158,7 @@ def test_head_options_are_json(run, samples):
     ("options", "message"),
     [
         (["--head", "linera"], "Did you mean 'linear'"),
-        (["--per-class", "100"], "100"),
+        (["--per-class", "100"], "('ankle-boot') has 7 images"),
         (["--share", "2"], "share"),
         (["--per-class", "2", "--share", "0.1"], "not both"),
         (["--preset", "gd2023/linear-2", "--head", "knn"], "leave out --head"),

@@ -155,9 +155,9 @@ def test_a_replaced_photograph_is_noticed(sd, folder, pictures, tmp_path):
 
 def test_other_settings_in_the_same_directory_are_refused_with_the_difference(sd, pictures, tmp_path):
     extract(plan(sd, layers=["mid"], timesteps=[90]), pictures[:3], out=tmp_path / "cache")
-    with pytest.raises(RunError, match=r"timesteps\[0\]: 90 in the run, 30 asked now"):
+    with pytest.raises(RunError, match=r"timesteps\[0\]: 90 in the cache, 30 asked now"):
         extract(plan(sd, layers=["mid"], timesteps=[30]), pictures[:3], out=tmp_path / "cache")
-    with pytest.raises(RunError, match=r"images.count: 3 in the run, 4 asked now"):
+    with pytest.raises(RunError, match=r"images.count: 3 in the cache, 4 asked now"):
         extract(plan(sd, layers=["mid"], timesteps=[90]), pictures[:4], out=tmp_path / "cache")
 
 

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from diffsight.data.sources import Source, open_source
@@ -76,19 +76,6 @@ def open_parts(task: Task, *, root: Path | None = None, test_share: float = 0.25
         return Parts(train=open_source(task.source, root=root, split="train"), test=test, class_names=names)
     kept, held = hold_out(test.labels, share=test_share, seed=seed)
     return Parts(train=test.select(kept.tolist()), test=test.select(held.tolist()), class_names=names)
-
-
-def choose(labels: Int[np.ndarray, " n"], *, per_class: int | None, share: float | None, seed: int) -> np.ndarray:
-    """Positions of the training images that a protocol allows: some of each class, a share of each, or all.
-
-    Raises:
-        InputError: If both are given, or a class has too few images.
-    """
-    if per_class is not None and share is not None:
-        raise InputError("Give a number of images per class or a share of them, not both.")
-    if per_class is not None:
-        return few_shot(labels, per_class=per_class, seed=seed)
-    return np.arange(len(labels)) if share is None else fraction(labels, share=share, seed=seed)
 
 
 def cost(
@@ -192,11 +179,18 @@ def probe_task(
 
 
 def _chosen(parts: Parts, per_class: int | None, share: float | None, seeds: int) -> list[np.ndarray]:
-    """The training images of each seed."""
+    """Positions of the training images of each seed: some of each class, a share of each, or all."""
     if seeds < 1:
         raise InputError(f"At least one seed is needed; got {seeds}.")
+    if per_class is not None and share is not None:
+        raise InputError("Give a number of images per class or a share of them, not both.")
     labels = np.array(parts.train.labels)
-    return [choose(labels, per_class=per_class, share=share, seed=seed) for seed in range(seeds)]
+    if per_class is not None:
+        names = parts.class_names
+        return [few_shot(labels, per_class=per_class, seed=seed, class_names=names) for seed in range(seeds)]
+    if share is not None:
+        return [fraction(labels, share=share, seed=seed) for seed in range(seeds)]
+    return [np.arange(len(labels))] * seeds
 
 
 def _union(chosen: list[np.ndarray]) -> np.ndarray:

@@ -156,7 +156,7 @@ def extract(
         held = lock(path)
     try:
         if (path / "manifest.json").exists():
-            check_same(path, read_manifest(path / "manifest.json")[0], manifest)
+            check_same(path, read_manifest(path / "manifest.json")[0], manifest, what="cache")
         else:
             with writing(path):
                 write_manifest(path / "manifest.json", manifest, [manifest.recorded])

@@ -68,8 +68,14 @@ class Manifest:
         return {path: (mine.get(path), theirs.get(path)) for path in paths if mine.get(path) != theirs.get(path)}
 
 
-def check_same(run: Path, stored: Manifest, asked: Manifest) -> None:
+def check_same(run: Path, stored: Manifest, asked: Manifest, *, what: str = "run") -> None:
     """Refuse to continue a run with other settings than its own.
+
+    Args:
+        run: Its directory.
+        stored: With what it was made.
+        asked: With what it is to be continued.
+        what: What the directory holds, for the error.
 
     Raises:
         RunError: With the fields that differ and both values.
@@ -78,13 +84,13 @@ def check_same(run: Path, stored: Manifest, asked: Manifest) -> None:
         return
     differences = stored.differences(asked)
     lines = [
-        f"  {name}: {_shorten(old)} in the run, {_shorten(new)} asked now"
+        f"  {name}: {_shorten(old)} in the {what}, {_shorten(new)} asked now"
         for name, (old, new) in list(differences.items())[:12]
     ]
     if len(differences) > len(lines):
         lines.append(f"  and {len(differences) - len(lines)} more")
     raise RunError(
-        f"{run} holds a run with other settings, so it cannot be continued with these:\n"
+        f"{run} holds a {what} with other settings, so it cannot be continued with these:\n"
         + "\n".join(lines)
         + "\nAsk for the same settings again, or give another directory."
     )
