@@ -12,7 +12,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and import directions"
 	@echo "make format  put the code into that style"
-	@echo "make bench   measure the speed of zero-shot classification"
+	@echo "make bench   measure the speed of classification and of features"
 	@echo "make clean   remove .venv and the caches"
 
 demo: $(READY)
@@ -33,6 +33,7 @@ format: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/zero_shot.py
+	@$(BIN)/python benchmarks/feature_speed.py
 
 clean:
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
