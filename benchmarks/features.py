@@ -253,10 +253,9 @@ def diffeed(args: argparse.Namespace) -> dict[str, object]:
         model.fit(train.select(chosen.tolist()), labels[chosen])
         found = wilson(int((model.predict(test) == truth).sum()), len(truth))
         parameters = sum(parameter.numel() for parameter in model.network_.parameters())
-        say(
-            f"DifFeed, {share:.0%} of the labels, {epochs} epochs: {found.value:.1%} [{found.low:.1%}, {found.high:.1%}], "
-            f"{parameters:,} parameters, {time.perf_counter() - started:.0f} s"
-        )
+        interval = f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
+        seconds = time.perf_counter() - started
+        say(f"DifFeed, {share:.0%}, {epochs} epochs: {interval}, {parameters:,} parameters, {seconds:.0f} s")
         result[str(share)] = {**asdict(found), "epochs": epochs, "parameters": parameters}
     return result
 
