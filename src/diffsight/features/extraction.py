@@ -186,9 +186,9 @@ class Extraction:
             clean = x0[(rows // (draws * count)).to(x0.device)].to(device)
             noise = eps.flatten(0, 1)[rows].to(device)
             x_t = self.backbone.schedule.mix(clean, noise, level[rows])
-            parts.append([m.cpu() for m in self._forward(x_t, level[rows])])
+            parts.append(self._forward(x_t, level[rows]))
         columns = []
-        joined = [torch.cat(layer).unflatten(0, (-1, draws, count)) for layer in zip(*parts, strict=True)]
+        joined = [torch.cat(layer).cpu().unflatten(0, (-1, draws, count)) for layer in zip(*parts, strict=True)]
         for number in range(count):
             for layer in joined:
                 kept = layer[:, :, number]
