@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ SHARES = (0.01, 0.1, 1.0)
 # Fewer passes over more images: 30,000, 90,000 and 300,000 of them.
 EPOCHS = {0.01: 50, 0.1: 15, 1.0: 5}
 SEEDS = {0.01: 3, 0.1: 3, 1.0: 1}
+STEPS = {0.01: 1000, 0.1: 1000, 1.0: 100}  # Of L-BFGS, at most, for each of a dozen strengths of the penalty.
 DIM = 128  # Of the transformers: the width of the features.
 
 
@@ -77,11 +78,13 @@ def measure(
     truth: np.ndarray,
     chosen: np.ndarray,
     *,
-    epochs: int,
+    share: float,
     seed: int,
-) -> dict[str, tuple[float, int]]:
-    """Accuracy and parameters of each entry: networks on the same features are trained together."""
-    found: dict[str, tuple[float, int]] = {}
+    found: dict[str, tuple[float, int]],
+    keep: Callable[[], None],
+) -> None:
+    """Add accuracy and parameters of each entry to what was found: networks on the same features train together."""
+    entries = [entry for entry in entries if entry[0] not in found]
     for train in {id(entry[1]): entry[1] for entry in entries}.values():
         networks = [entry for entry in entries if entry[1] is train and isinstance(entry[4], NetworkSpec)]
         if networks:
@@ -89,19 +92,21 @@ def measure(
                 Subset(train, chosen),
                 labels[chosen],
                 [Probe(columns=columns, head=head) for _, _, _, columns, head in networks],
-                recipe=Recipe(epochs=epochs),
+                recipe=Recipe(epochs=EPOCHS[share]),
                 seed=seed,
                 device="cpu",
             )
             for (name, _, test, _, _), one in zip(networks, fitted, strict=True):
                 (accuracy,) = top1([one.head], test, truth)
                 found[name] = accuracy, one.head.num_parameters
+            keep()
     for name, train, test, columns, head in entries:
         if not isinstance(head, NetworkSpec):
+            head = replace(head, max_iter=STEPS[share]) if isinstance(head, Logistic) else head
             one = fit_head(Subset(train, chosen), labels[chosen], head, names=columns, seed=seed, device="cpu")
             (accuracy,) = top1([one], test, truth)
             found[name] = accuracy, one.num_parameters
-    return found
+            keep()
 
 
 def features(extraction: Extraction, source: Source, args: argparse.Namespace, what: str) -> FeatureCache:
@@ -158,15 +163,21 @@ def table(args: argparse.Namespace) -> dict[str, object]:
     settings = {"best": asdict(best), "layers": layers, "timesteps": levels, "images": [len(train), len(test)]}
     settings |= {"epochs": list(EPOCHS.values()), "seeds": list(SEEDS.values())}
     before = _kept(args.out).get("table", {})
-    result = before["heads"] if before.get("settings") == settings else {name: {} for name, *_ in entries}
+    same = before.get("settings") == settings
+    result = before["heads"] if same else {name: {} for name, *_ in entries}
+    parts = before.get("parts", {}) if same else {}
+
+    def keep() -> None:
+        _keep(args.out, "table", {"settings": settings, "heads": result, "parts": parts})
+
     for share in SHARES:
         if str(share) in next(iter(result.values())):
             continue
         started = time.perf_counter()
-        runs = [
-            measure(entries, labels, truth, fraction(labels, share=share, seed=seed), epochs=EPOCHS[share], seed=seed)
-            for seed in range(SEEDS[share])
-        ]
+        runs = [parts.setdefault(f"{share} {seed}", {}) for seed in range(SEEDS[share])]
+        for seed, run in enumerate(runs):
+            chosen = fraction(labels, share=share, seed=seed)
+            measure(entries, labels, truth, chosen, share=share, seed=seed, found=run, keep=keep)
         for name, cells in result.items():
             values = [run[name][0] for run in runs]
             interval = wilson(round(values[0] * len(truth)), len(truth))
@@ -177,9 +188,9 @@ def table(args: argparse.Namespace) -> dict[str, object]:
                 "interval": [interval.low, interval.high],
             }
         say(f"  {share:.0%} of the labels: {time.perf_counter() - started:.0f} s")
-        _keep(args.out, "table", {"settings": settings, "heads": result})
+        keep()
     _show(result)
-    return {"settings": settings, "heads": result}
+    return {"settings": settings, "heads": result, "parts": parts}
 
 
 def _kept(out: Path) -> dict[str, Any]:
