@@ -60,15 +60,6 @@ NoFlip = Annotated[
     bool, typer.Option("--no-flip", help="Never mirror a view: for digits and text (default: mirror every second).")
 ]
 Prompt = Annotated[str, typer.Option(metavar="TEXT", help="What the model reads with every image (default: nothing).")]
-Rows = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        min=1,
-        metavar="N",
-        help="Denoiser rows per step; does not change results (default: by the model's size).",
-    ),
-]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -160,10 +151,3 @@ def make_head(name: str, settings: str | None) -> "HeadSpec":
     if not isinstance(values, dict):
         raise InputError(f"--head-options must be a JSON object such as '{{\"pool\": 2}}'; got {settings!r}.")
     return head_from_dict({"name": name, **values})
-
-
-def batch_rows(extraction: "Extraction", asked: int | None) -> int:
-    """Denoiser rows per step, as for the other commands."""
-    from diffsight.cli import options
-
-    return options.batch_rows(extraction.backbone, asked)

@@ -43,7 +43,7 @@ def extract(
     prompt: given.Prompt = "",
     seed: options.Seed = 0,
     storage: given.Storage = "fp32",
-    batch_size: given.Rows = None,
+    batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
@@ -73,12 +73,11 @@ def extract(
             prompt=prompt,
             seed=seed,
         )
-        rows = given.batch_rows(extraction, batch_size)
-        if storage not in cache.STORAGES:
-            raise InputError(f"Unknown storage {storage!r}: features are kept as {' or '.join(cache.STORAGES)}.")
+        rows = options.batch_rows(extraction.backbone, batch_size)
+        kept_as = cache.find_storage(storage)
         if out is None or dry_run:
             images = len(source)
-            room = images * cache.bytes_per_image(extraction, cache.STORAGES[storage])
+            room = images * cache.bytes_per_image(extraction, kept_as)
             calls = images * extraction.calls_per_image
             show_cost(extraction, source, images=images, calls=calls, room=room, batch_size=rows, as_json=as_json)
             return 0
@@ -133,7 +132,7 @@ def cka(
     images_per_batch: Annotated[
         int, typer.Option(min=4, metavar="N", help="Images over which HSIC is taken before it is averaged.")
     ] = 256,
-    batch_size: given.Rows = None,
+    batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     figure: given.Figure = None,
@@ -176,7 +175,7 @@ def cka(
                 estimator=estimator,
                 kernel=kernel,
                 images_per_batch=images_per_batch,
-                batch_size=given.batch_rows(sides[0], batch_size),
+                batch_size=options.batch_rows(sides[0].backbone, batch_size),
                 seed=seed,
                 progress=report,
             )

@@ -65,7 +65,7 @@ def probe(
     seed: options.Seed = 0,
     cache: given.Cache = None,
     storage: given.Storage = "fp32",
-    batch_size: given.Rows = None,
+    batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
@@ -78,7 +78,7 @@ def probe(
     with output.interruptible("The features so far are kept; the same command goes on from there."):
         from diffsight.evaluation import probing
         from diffsight.evaluation.task import load_task
-        from diffsight.features.cache import STORAGES, bytes_per_image
+        from diffsight.features.cache import bytes_per_image, find_storage
         from diffsight.features.presets import find_preset
         from diffsight.features.probe import save_probe
 
@@ -108,12 +108,11 @@ def probe(
             no_flip=no_flip,
             seed=seed,
         )
-        rows = given.batch_rows(extraction, batch_size)
-        if storage not in STORAGES:
-            raise InputError(f"Unknown storage {storage!r}: features are kept as {' or '.join(STORAGES)}.")
+        rows = options.batch_rows(extraction.backbone, batch_size)
+        kept_as = find_storage(storage)
         if dry_run:
             train, test, calls = probing.cost(parts, extraction, per_class=per_class, share=share, seeds=seeds)
-            bytes_each = bytes_per_image(extraction, STORAGES[storage])
+            bytes_each = bytes_per_image(extraction, kept_as)
             room = train * bytes_each + test * bytes_each / views
             show_cost(
                 extraction, parts.test, images=train + test, calls=calls, room=room, batch_size=rows, as_json=as_json
@@ -162,7 +161,7 @@ def predict(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The model, if it is elsewhere now (default: as recorded).")
     ] = None,
-    batch_size: given.Rows = None,
+    batch_size: options.BatchSize = None,
     as_json: options.Json = False,
 ) -> int:
     """Say which class each image shows, by a probe that was trained before."""
@@ -181,7 +180,7 @@ def predict(
         started = time.perf_counter()
         with output.progress(len(pictures)) as report:
             items = images_from([picture.path for picture in pictures])
-            for chunk in extraction.run(items, batch_size=given.batch_rows(extraction, batch_size)):
+            for chunk in extraction.run(items, batch_size=options.batch_rows(extraction.backbone, batch_size)):
                 failures |= {one.position: one.reason for one in chunk.failures}
                 if chunk.positions:
                     logits = probe.head_.logits(ArrayColumns(chunk.features))

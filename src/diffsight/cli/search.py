@@ -30,7 +30,7 @@ def search(
     root: given.Root = None,
     seed: options.Seed = 0,
     cache: given.Cache = None,
-    batch_size: given.Rows = None,
+    batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,

@@ -139,8 +139,7 @@ def extract(
         NumericsError: If a feature is too large for fp16.
         InputError: If the storage is unknown, or both ``out`` and ``root`` are given.
     """
-    if storage not in STORAGES:
-        raise InputError(f"Unknown storage {storage!r}: features are kept as {' or '.join(STORAGES)}.")
+    kept_as = find_storage(storage)
     if out is not None and root is not None:
         raise InputError("Give out, the cache's directory, or root, the directory of caches, and not both.")
     items = images_from(images)
@@ -161,17 +160,16 @@ def extract(
             with writing(path):
                 write_manifest(path / "manifest.json", manifest, [manifest.recorded])
         done = _finished(path, manifest.fingerprint)
-        start = begun = done[-1]["stop"] if done else 0
-        size = shard_images(extraction, STORAGES[storage]) if start < len(items) else 0
+        number, start = len(done), done[-1]["stop"] if done else 0
+        begun, size = start, shard_images(extraction, kept_as) if start < len(items) else 0
         while start < len(items):
             chunks = []
             for chunk in extraction.run(items, batch_size=batch_size, start=start, stop=start + size):
                 chunks.append(chunk)
                 if progress is not None:
                     progress(chunk.stop, (chunk.stop - begun) * extraction.calls_per_image)
-            _write(_shard(path, len(done)), chunks, manifest.fingerprint, STORAGES[storage])
-            done = _finished(path, manifest.fingerprint)
-            start = done[-1]["stop"]
+            _write(_shard(path, number), chunks, manifest.fingerprint, kept_as)
+            number, start = number + 1, chunks[-1].stop
     finally:
         held.close()
     return load_cache(path)
@@ -211,6 +209,17 @@ def load_cache(path: Path | str) -> FeatureCache:
         shards=shards,
         ends=np.cumsum([len(positions[number]) for number in filled]),
     )
+
+
+def find_storage(name: str) -> torch.dtype:
+    """What features are kept as, by its name in `STORAGES`.
+
+    Raises:
+        InputError: If there is no such storage.
+    """
+    if name not in STORAGES:
+        raise InputError(f"Unknown storage {name!r}: features are kept as {' or '.join(STORAGES)}.")
+    return STORAGES[name]
 
 
 def cache_root(root: Path | str | None = None) -> Path:

@@ -25,6 +25,7 @@ from diffsight.features.extraction import GROUP
 from diffsight.features.heads.columns import check_labels
 from diffsight.features.heads.recipes import LEARNING_RATES, Recipe, find_recipe
 from diffsight.features.heads.specs import DifFormer, head_from_dict, seeded
+from diffsight.features.heads.training import make_optimizer
 from diffsight.features.probe import check_model
 from diffsight.features.two_passes import DifFeed, TwoPasses, backward, plan_passes
 from diffsight.store.disk import digest, make, put, to_json
@@ -55,12 +56,8 @@ def _train(
     Epoch e sees the noise draw e of every image, and its view e modulo the number of views.
     """
     rate, weights = recipe.learning_rate or LEARNING_RATES[DifFormer.name], list(network.parameters())
-    if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(weights, rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    else:
-        optimizer = torch.optim.AdamW(weights, rate, weight_decay=recipe.weight_decay)
-    # As many rows in every step, and never a single one, of which BatchNorm could not take the variance.
-    steps = max(1, min(ceil(len(labels) / recipe.batch_size), len(labels) // 2))
+    optimizer = make_optimizer(recipe, [{"params": weights, "lr": rate, "weight_decay": recipe.weight_decay}])
+    steps = recipe.steps(len(labels))
     total = recipe.epochs * steps
     schedule = LambdaLR(optimizer, lambda step: recipe.factor(step // steps, step / total))
     targets, order = torch.from_numpy(labels).to(passes.backbone.device), np.random.default_rng(passes.seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import cos, pi
+from math import ceil, cos, pi
 from typing import Literal, get_args
 
 from diffsight.errors import InputError, nearest
@@ -52,6 +52,10 @@ class Recipe:
             raise InputError("SGD has no learning rate that suits every head: give one.")
         if not 0 <= self.momentum < 1 or (self.momentum and self.optimizer != "sgd"):
             raise InputError(f"momentum is an option of SGD, from 0 to below 1; got {self}.")
+
+    def steps(self, rows: int) -> int:
+        """Steps of an epoch: as many rows in each, and never a single one, of which BatchNorm has no variance."""
+        return max(1, min(ceil(rows / self.batch_size), rows // 2))
 
     def factor(self, epoch: int, progress: float) -> float:
         """What the learning rate is multiplied by in an epoch, after a share ``progress`` of all steps."""

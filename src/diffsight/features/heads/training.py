@@ -7,7 +7,6 @@ features once, as DINOv2 trains its linear probes (arXiv 2304.07193).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -134,8 +133,7 @@ def fit_heads(
         for probe, own in zip(probes, shapes, strict=True)
     ]
     optimizer = _optimizer(recipe, probes, heads)
-    # As many rows in every step, and never a single one, of which BatchNorm could not take the variance.
-    steps = max(1, min(ceil(len(labels) / recipe.batch_size), len(labels) // 2))
+    steps = recipe.steps(len(labels))
     total = recipe.epochs * steps
     schedule = LambdaLR(optimizer, lambda step: recipe.factor(step // steps, step / total))
     targets, order = torch.tensor(labels, dtype=torch.long, device=device), np.random.default_rng(seed)
@@ -186,6 +184,11 @@ def _optimizer(recipe: Recipe, probes: Sequence[Probe], heads: Sequence[FittedHe
         }
         for probe, head in zip(probes, heads, strict=True)
     ]
+    return make_optimizer(recipe, groups)
+
+
+def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The recipe's optimizer, for groups of parameters with ``lr`` and ``weight_decay`` of their own."""
     return torch.optim.SGD(groups, momentum=recipe.momentum) if recipe.optimizer == "sgd" else torch.optim.AdamW(groups)
 
 
