@@ -48,6 +48,7 @@ def search(
         from diffsight.evaluation.task import load_task
         from diffsight.features import figures
         from diffsight.features import search as searching
+        from diffsight.features.cache import bytes_per_image
         from diffsight.features.extraction import plan
 
         if figure is not None:
@@ -62,8 +63,9 @@ def search(
         rows = options.batch_rows(backbone, batch_size)
         if dry_run:
             first = plan(backbone, layers=given.names(layers), timesteps=levels or searching.coarse_timesteps(backbone))
+            room = len(source) * bytes_per_image(first)
             calls = searching.estimate_calls(len(source), len(first.levels))
-            show_cost(first, source, images=len(source), calls=calls, room=0, batch_size=rows, as_json=as_json)
+            show_cost(first, source, images=len(source), calls=calls, room=room, batch_size=rows, as_json=as_json)
             return 0
         with output.stages() as report:
             found = searching.search(
