@@ -26,10 +26,10 @@ from diffsight.diffusion.weighting import by_name
 from diffsight.evaluation.rescoring import StoredErrors, read_errors
 from diffsight.evaluation.runner import evaluate, make_job
 from diffsight.evaluation.task import load_task
+from diffsight.scoring.elimination import Exhaustive, Policy, Staged
+from diffsight.scoring.policies import replay
+from diffsight.scoring.racing import Forecast, PairedTTest, PooledRace, Race
 from diffsight.store.run import Run
-from diffsight.zero_shot.elimination import Exhaustive, Policy, Staged
-from diffsight.zero_shot.policies import replay
-from diffsight.zero_shot.racing import Forecast, PairedTTest, PooledRace, Race
 from diffsight.zero_shot.settings import Settings, prepare
 
 BASELINE = Staged(keep=(5, 1), samples=(50, 500), paper_exact=True)

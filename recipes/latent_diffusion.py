@@ -24,12 +24,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 log = logging.getLogger("recipe")
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MAX_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how fast to train; everything else is fixed by the recipe."""
+    """How long and how fast to train; everything else is fixed by the recipe.
+
+    Timesteps are drawn as 1000·u^skew with u uniform: a ``skew`` below 1 draws them towards high noise, where text
+    binds.
+    """
 
     steps: int
     batch_size: int = 128
@@ -38,6 +41,7 @@ class Plan:
     decay_fraction: float = 0.3
     ema_decay: float = 0.998
     seed: int = 0
+    skew: float = 1.0
     compile: bool = True
     checkpoint_every: int = 200
 
@@ -68,14 +72,17 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def make_unet() -> UNet2DConditionModel:
-    """The denoiser of the 8×8×4 latents. Attention sits at 4×4, where it is cheap and the classes are told apart."""
+def make_unet(*, attention_at_8: bool = False) -> UNet2DConditionModel:
+    """The denoiser of the 8×8×4 latents.
+
+    Attention sits at 4×4, where it is cheap and classes are told apart; also at 8×8 for scenes of several things.
+    """
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D" if attention_at_8 else "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D" if attention_at_8 else "UpBlock2D"),
         block_out_channels=(64, 128),
         layers_per_block=1,
         cross_attention_dim=128,
@@ -93,7 +100,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             intermediate_size=512,
             num_hidden_layers=3,
             num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -101,7 +108,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+def make_tokenizer(captions: list[str], folder: Path, max_tokens: int) -> CLIPTokenizer:
     """CLIP's byte-level BPE, its merges learnt on the captions, so that every word of theirs is one token."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     reference = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[])
@@ -117,7 +124,7 @@ def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     # Bytes, bytes that end a word, merges, then the two marks: the order CLIP's own vocabulary has.
     words = [*sorted(alphabet), *(f"{letter}</w>" for letter in sorted(alphabet)), *(a + b for a, b in merges)]
     vocab = {word: index for index, word in enumerate(dict.fromkeys([*words, START, END]))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -135,10 +142,23 @@ def load_state(path: Path) -> dict | None:
     return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
 
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids (B, longest that the model reads), padded."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
 def train(
-    folder: Path, name: str, model: nn.Module, plan: Plan, loss_of: Callable[[nn.Module, torch.Generator], Tensor]
+    folder: Path,
+    name: str,
+    model: nn.Module,
+    plan: Plan,
+    loss_of: Callable[[nn.Module, torch.Generator], Tensor],
+    watch: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> nn.Module:
-    """AdamW with an averaged copy; continues from ``folder/NAME.pt``; one JSON line per 50 steps. Gives the copy."""
+    """AdamW with an averaged copy; continues from ``folder/NAME.pt``; one JSON line per 50 steps. Gives the copy.
+
+    ``watch`` looks at the averaged copy every 500 steps and at the end; what it finds goes into ``folder/watch.jsonl``.
+    """
     device, _ = device_and_dtype()
     model = model.to(device)
 
@@ -187,6 +207,11 @@ def train(
                 curve.write(json.dumps(line) + "\n")
             log.info("%s", line)
             losses.clear()
+        if watch and (step % 500 == 0 or step == plan.steps):
+            found = {"stage": name, "step": step, **watch(averaged.module)}
+            with (folder / "watch.jsonl").open("a") as record:
+                record.write(json.dumps(found) + "\n")
+            log.info("%s", found)
         if step % plan.checkpoint_every == 0:
             checkpoint()
     checkpoint()
@@ -236,7 +261,7 @@ class TextAndUNet(nn.Module):
         self.unet = unet
 
     def forward(self, x_t: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
-        """Predict eps of ``x_t`` (B, 4, 8, 8) under token ids (B, 16)."""
+        """Predict eps of ``x_t`` (B, 4, 8, 8) under token ids (B, tokens)."""
         return self.unet(x_t, timestep, self.text_encoder(input_ids=tokens).last_hidden_state).sample
 
 
@@ -258,12 +283,15 @@ def train_unet(
     plan: Plan,
     tokenizer: CLIPTokenizer,
     batch_of: Callable[[torch.Generator, int], tuple[Tensor, list[str]]],
+    *,
+    attention_at_8: bool = False,
+    watch: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> TextAndUNet:
     """Fit UNet and text encoder to ``(x0 latents, captions)`` batches with the plain eps loss."""
     torch.manual_seed(plan.seed)
     device, dtype = device_and_dtype()
     scheduler = make_scheduler()
-    model = TextAndUNet(make_text_encoder(tokenizer), make_unet())
+    model = TextAndUNet(make_text_encoder(tokenizer), make_unet(attention_at_8=attention_at_8))
     model.unet.to(memory_format=torch.channels_last)
     compiled: dict[int, nn.Module] = {}
 
@@ -271,19 +299,17 @@ def train_unet(
         x0, captions = batch_of(generator, plan.batch_size)
         # One timestep per stratum: the batch covers the schedule evenly (VDM, 2107.00630 §I.1).
         u = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1
-        timestep = (u * 1000).long()
+        timestep = (u**plan.skew * 1000).long().clamp(max=999)
         eps = torch.randn(x0.shape, generator=generator)
         x_t = scheduler.add_noise(x0, eps, timestep).contiguous(memory_format=torch.channels_last)
-        tokens = tokenizer(
-            captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).input_ids
+        tokens = tokenize(tokenizer, captions)
         if id(model) not in compiled:
             compiled[id(model)] = torch.compile(model) if plan.compile else model
         with torch.autocast(device.type, dtype=dtype):
             predicted = compiled[id(model)](x_t.to(device), timestep.to(device), tokens.to(device))
         return nn.functional.mse_loss(predicted.float(), eps.to(device))
 
-    return train(folder, "unet", model, plan, loss_of)
+    return train(folder, "unet", model, plan, loss_of, watch)
 
 
 def export(folder: Path, vae: AutoencoderKL, model: TextAndUNet, tokenizer: CLIPTokenizer) -> None:

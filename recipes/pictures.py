@@ -14,9 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from latent_diffusion import MAX_TOKENS
 from PIL import Image
-from tiny_fashion import DOMAINS, NAMES
+from tiny_fashion import DOMAINS, MAX_TOKENS, NAMES
 
 from diffsight import DiffusionClassifier
 from diffsight.backbones.cards import assets

@@ -52,6 +52,7 @@ DOMAINS: dict[str, tuple[str, ...]] = {
 }
 NEUTRAL = ("{}", "a {}", "a {}.")
 PHOTO_SHARE = 0.55
+MAX_TOKENS = 16
 
 
 def transform(domain: str, photos: np.ndarray) -> np.ndarray:
@@ -140,7 +141,7 @@ def main() -> None:
         save_state(path, **parts)
         latents = parts
 
-    tokenizer = make_tokenizer(every_caption(), args.out / "tokenizer")
+    tokenizer = make_tokenizer(every_caption(), args.out / "tokenizer", MAX_TOKENS)
 
     def batch_of(generator: torch.Generator, count: int) -> tuple[Tensor, list[str]]:
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from diffsight.evaluation.task import load_task as load_task
     from diffsight.features.extractor import FeatureExtractor as FeatureExtractor
     from diffsight.features.probe import FeatureProbe as FeatureProbe
+    from diffsight.scoring.elimination import Exhaustive as Exhaustive
+    from diffsight.scoring.elimination import Staged as Staged
+    from diffsight.scoring.racing import Forecast as Forecast
+    from diffsight.scoring.racing import PairedTTest as PairedTTest
+    from diffsight.scoring.racing import PooledRace as PooledRace
+    from diffsight.scoring.racing import Race as Race
     from diffsight.zero_shot.classifier import DiffusionClassifier as DiffusionClassifier
-    from diffsight.zero_shot.elimination import Exhaustive as Exhaustive
-    from diffsight.zero_shot.elimination import Staged as Staged
-    from diffsight.zero_shot.racing import Forecast as Forecast
-    from diffsight.zero_shot.racing import PairedTTest as PairedTTest
-    from diffsight.zero_shot.racing import PooledRace as PooledRace
-    from diffsight.zero_shot.racing import Race as Race
     from diffsight.zero_shot.settings import Settings as Settings
 
 _HOME = {
@@ -38,20 +38,20 @@ _HOME = {
     "Condition": "diffsight.backbones.base",
     "DiffsightError": "diffsight.errors",
     "DiffusionClassifier": "diffsight.zero_shot.classifier",
-    "Exhaustive": "diffsight.zero_shot.elimination",
+    "Exhaustive": "diffsight.scoring.elimination",
     "FeatureExtractor": "diffsight.features.extractor",
     "FeatureProbe": "diffsight.features.probe",
     "ImageTransform": "diffsight.data.images",
     "NoiseBank": "diffsight.diffusion.noise",
-    "PairedTTest": "diffsight.zero_shot.racing",
-    "Forecast": "diffsight.zero_shot.racing",
-    "PooledRace": "diffsight.zero_shot.racing",
+    "PairedTTest": "diffsight.scoring.racing",
+    "Forecast": "diffsight.scoring.racing",
+    "PooledRace": "diffsight.scoring.racing",
     "Prediction": "diffsight.diffusion.prediction",
     "PromptSet": "diffsight.data.prompts",
-    "Race": "diffsight.zero_shot.racing",
+    "Race": "diffsight.scoring.racing",
     "Schedule": "diffsight.diffusion.schedule",
     "Settings": "diffsight.zero_shot.settings",
-    "Staged": "diffsight.zero_shot.elimination",
+    "Staged": "diffsight.scoring.elimination",
     "evaluate": "diffsight.evaluation.runner",
     "load": "diffsight.backbones",
     "load_task": "diffsight.evaluation.task",

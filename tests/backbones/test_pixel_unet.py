@@ -23,8 +23,8 @@ from diffsight.data.prompts import PromptSet
 from diffsight.errors import ModelError, PromptError
 from diffsight.evaluation.runner import evaluate, make_job
 from diffsight.evaluation.task import load_task
+from diffsight.scoring.elimination import Exhaustive
 from diffsight.zero_shot.classifier import DiffusionClassifier
-from diffsight.zero_shot.elimination import Exhaustive
 
 load = partial(backbones.load, device="cpu")
 NAMES = ("tench, Tinca tinca", "dog", "bird")

@@ -50,8 +50,8 @@ def test_every_option_has_a_help_text_with_its_default(run, command):
 
 def test_help_names_what_there_is():
     from diffsight.diffusion.weighting import BY_NAME
-    from diffsight.zero_shot.policies import POLICIES
-    from diffsight.zero_shot.scoring import LOSSES
+    from diffsight.scoring.policies import POLICIES
+    from diffsight.scoring.scorer import LOSSES
     from diffsight.zero_shot.settings import ENSEMBLES, Settings
 
     for command in ("classify", "evaluate", "rescore"):

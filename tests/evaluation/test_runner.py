@@ -8,10 +8,10 @@ from diffsight.errors import InputError, RunError
 from diffsight.evaluation.rescoring import read_errors, rescore
 from diffsight.evaluation.runner import estimate, evaluate, make_job
 from diffsight.evaluation.task import folder_task
+from diffsight.scoring.elimination import Exhaustive
+from diffsight.scoring.policies import replay
+from diffsight.scoring.racing import PooledRace
 from diffsight.store.run import Run
-from diffsight.zero_shot.elimination import Exhaustive
-from diffsight.zero_shot.policies import replay
-from diffsight.zero_shot.racing import PooledRace
 from diffsight.zero_shot.settings import Settings
 
 

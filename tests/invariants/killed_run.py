@@ -12,7 +12,7 @@ import torch
 from diffsight.backbones import load
 from diffsight.evaluation.runner import evaluate, make_job
 from diffsight.evaluation.task import folder_task
-from diffsight.zero_shot.racing import PooledRace
+from diffsight.scoring.racing import PooledRace
 from diffsight.zero_shot.settings import Settings
 
 

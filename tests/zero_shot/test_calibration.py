@@ -3,10 +3,10 @@ import pytest
 from scipy import special, stats
 
 from diffsight.errors import InputError
+from diffsight.scoring.elimination import Staged
+from diffsight.scoring.policies import replay
+from diffsight.scoring.racing import PooledRace
 from diffsight.zero_shot.calibration import Platt, Temperature, fit_platt, fit_temperature, gaps, posterior, survivors
-from diffsight.zero_shot.elimination import Staged
-from diffsight.zero_shot.policies import replay
-from diffsight.zero_shot.racing import PooledRace
 
 
 def table(draws, means, rng):

@@ -7,7 +7,7 @@ from gaussians import SCHEDULE, contest, encoded, mixture, run, winners
 from scipy import stats
 
 from diffsight.diffusion.weighting import by_name
-from diffsight.zero_shot.elimination import Exhaustive
+from diffsight.scoring.elimination import Exhaustive
 from diffsight.zero_shot.settings import Settings
 
 

@@ -8,9 +8,9 @@ from diffsight.backbones import load
 from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.errors import InputError
 from diffsight.evaluation.task import list_tasks, load_task
+from diffsight.scoring.elimination import Exhaustive, Staged
+from diffsight.scoring.policies import policy_from_dict
 from diffsight.zero_shot.classifier import DiffusionClassifier
-from diffsight.zero_shot.elimination import Exhaustive, Staged
-from diffsight.zero_shot.policies import policy_from_dict
 from diffsight.zero_shot.settings import LI2023, Settings, prepare, preset
 
 # Fact sheet §1.4: what the authors' code really spends.

@@ -90,7 +90,7 @@ def tasks() -> list[dict[str, Any]]:
 
 def policies() -> list[dict[str, Any]]:
     """Policies: the most calls for ten classes with their defaults, and what they do."""
-    from diffsight.zero_shot.policies import POLICIES
+    from diffsight.scoring.policies import POLICIES
     from diffsight.zero_shot.settings import Settings
 
     default = Settings().policy.name

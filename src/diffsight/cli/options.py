@@ -13,7 +13,7 @@ from diffsight.errors import InputError, nearest
 if TYPE_CHECKING:
     from diffsight.backbones import Backbone
     from diffsight.evaluation.task import Task
-    from diffsight.zero_shot.elimination import Policy
+    from diffsight.scoring.elimination import Policy
     from diffsight.zero_shot.settings import Settings
 
 # The task whose classes an embedded model was trained on.
@@ -122,7 +122,7 @@ def make_policy(name: str | None, draws: int | None) -> "Policy":
     Raises:
         InputError: If there is no such policy, or it cannot do with so few draws.
     """
-    from diffsight.zero_shot.policies import policy_from_dict
+    from diffsight.scoring.policies import policy_from_dict
     from diffsight.zero_shot.settings import Settings
 
     policy = Settings().policy if name is None else policy_from_dict({"name": name})
@@ -180,7 +180,7 @@ def check_names(*, loss: str | None, weighting: str | None, ensemble: str | None
         InputError: If there is one; the message says what was probably meant.
     """
     from diffsight.diffusion.weighting import BY_NAME
-    from diffsight.zero_shot.scoring import LOSSES
+    from diffsight.scoring.scorer import LOSSES
     from diffsight.zero_shot.settings import ENSEMBLES
 
     asked = {"loss": (loss, (*LOSSES, "kl")), "weighting": (weighting, BY_NAME), "ensemble": (ensemble, ENSEMBLES)}

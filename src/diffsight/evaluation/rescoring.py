@@ -13,10 +13,10 @@ from diffsight.diffusion.schedule import Schedule
 from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
 from diffsight.evaluation.metrics import summary
+from diffsight.scoring.engine import Scored, Units
+from diffsight.scoring.policies import policy_from_dict, replay
+from diffsight.scoring.scorer import LOSSES
 from diffsight.store.run import Run
-from diffsight.zero_shot.engine import Scored, Units
-from diffsight.zero_shot.policies import policy_from_dict, replay
-from diffsight.zero_shot.scoring import LOSSES
 from diffsight.zero_shot.settings import Settings, arrange
 from diffsight.zero_shot.verdict import decide
 

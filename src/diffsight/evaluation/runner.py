@@ -22,8 +22,8 @@ from diffsight.data.sources import Source, open_source
 from diffsight.errors import InputError
 from diffsight.evaluation.metrics import summary
 from diffsight.evaluation.task import Task
+from diffsight.scoring.engine import Engine, Scored
 from diffsight.store.run import Manifest, Run
-from diffsight.zero_shot.engine import Engine, Scored
 from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import decide
 

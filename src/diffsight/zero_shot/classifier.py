@@ -17,9 +17,9 @@ from diffsight.backbones.loading import load
 from diffsight.data.images import images_from
 from diffsight.data.prompts import PromptSet
 from diffsight.errors import ImageError, InputError
+from diffsight.scoring.elimination import Exhaustive, Policy
+from diffsight.scoring.engine import Scored
 from diffsight.zero_shot.calibration import fit_temperature
-from diffsight.zero_shot.elimination import Exhaustive, Policy
-from diffsight.zero_shot.engine import Scored
 from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import Verdict, decide
 

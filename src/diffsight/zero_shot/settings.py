@@ -15,10 +15,10 @@ from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
-from diffsight.zero_shot.elimination import Policy, Staged
-from diffsight.zero_shot.engine import Engine, Units
-from diffsight.zero_shot.racing import Forecast, PairedTTest
-from diffsight.zero_shot.scoring import LOSSES, Scorer
+from diffsight.scoring.elimination import Policy, Staged
+from diffsight.scoring.engine import Engine, Units
+from diffsight.scoring.racing import Forecast, PairedTTest
+from diffsight.scoring.scorer import LOSSES, Scorer
 
 ENSEMBLES = ("mean", "min", "mixture", "embedding")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from diffsight.scoring.engine import Scored
 from diffsight.zero_shot.calibration import Temperature, gaps, posterior
-from diffsight.zero_shot.engine import Scored
 from diffsight.zero_shot.settings import Contest
 
 

@@ -3,9 +3,9 @@ import pytest
 from scipy import stats
 
 from diffsight.errors import InputError
-from diffsight.zero_shot.evidence import chance_to_overtake
-from diffsight.zero_shot.policies import replay
-from diffsight.zero_shot.racing import Forecast
+from diffsight.scoring.evidence import chance_to_overtake
+from diffsight.scoring.policies import replay
+from diffsight.scoring.racing import Forecast
 
 
 def test_the_chance_to_overtake_is_that_of_simulated_futures():

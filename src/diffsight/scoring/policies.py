@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from diffsight.errors import InputError, nearest
-from diffsight.zero_shot.elimination import Exhaustive, Policy, Staged
-from diffsight.zero_shot.racing import Forecast, PairedTTest, PooledRace, Race
+from diffsight.scoring.elimination import Exhaustive, Policy, Staged
+from diffsight.scoring.racing import Forecast, PairedTTest, PooledRace, Race
 
 POLICIES: Mapping[str, type] = {
     policy.name: policy for policy in (Exhaustive, Staged, PairedTTest, Race, PooledRace, Forecast)

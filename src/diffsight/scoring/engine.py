@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffsight.backbones.encoding import Encoded
 from diffsight.errors import ModelError
-from diffsight.zero_shot.elimination import Policy
-from diffsight.zero_shot.scoring import Requests, Scorer
+from diffsight.scoring.elimination import Policy
+from diffsight.scoring.scorer import Requests, Scorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,9 @@ import pytest
 from scipy import integrate, stats
 
 from diffsight.errors import InputError
-from diffsight.zero_shot.evidence import normal_evidence, paired_p_values, sharpest_at, sign_evidence
-from diffsight.zero_shot.policies import replay
-from diffsight.zero_shot.racing import PairedTTest, PooledRace, Race
+from diffsight.scoring.evidence import normal_evidence, paired_p_values, sharpest_at, sign_evidence
+from diffsight.scoring.policies import replay
+from diffsight.scoring.racing import PairedTTest, PooledRace, Race
 
 RACES = [PairedTTest(max_draws=64), Race(max_draws=64), PooledRace(max_draws=64)]
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from diffsight.errors import InputError
-from diffsight.zero_shot.elimination import Exhaustive, Policy, Staged
-from diffsight.zero_shot.policies import POLICIES, policy_from_dict, replay
-from diffsight.zero_shot.racing import PairedTTest, PooledRace, Race
+from diffsight.scoring.elimination import Exhaustive, Policy, Staged
+from diffsight.scoring.policies import POLICIES, policy_from_dict, replay
+from diffsight.scoring.racing import PairedTTest, PooledRace, Race
 
 ALL = [Exhaustive(), Staged(), Staged(paper_exact=True), PairedTTest(), Race(), PooledRace()]
 FOUR = ((20, 10, 5, 1), (20, 50, 100, 500))

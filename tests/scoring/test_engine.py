@@ -6,10 +6,10 @@ from gaussians import contest, encoded, mixture, run
 from diffsight.backbones.encoding import Encoded
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.errors import ModelError
-from diffsight.zero_shot.elimination import Exhaustive, Staged
-from diffsight.zero_shot.policies import POLICIES, policy_from_dict
-from diffsight.zero_shot.racing import PairedTTest, PooledRace
-from diffsight.zero_shot.scoring import Requests, denoising_errors
+from diffsight.scoring.elimination import Exhaustive, Staged
+from diffsight.scoring.policies import POLICIES, policy_from_dict
+from diffsight.scoring.racing import PairedTTest, PooledRace
+from diffsight.scoring.scorer import Requests, denoising_errors
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffsight.errors import InputError
-from diffsight.zero_shot.elimination import (
+from diffsight.scoring.elimination import (
     Decision,
     Spacing,
     as_dict,
@@ -36,7 +36,7 @@ from diffsight.zero_shot.elimination import (
     spaced_levels,
     survivors_table,
 )
-from diffsight.zero_shot.evidence import (
+from diffsight.scoring.evidence import (
     chance_to_overtake,
     normal_evidence,
     paired_p_values,

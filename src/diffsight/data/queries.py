@@ -1,0 +1,72 @@
+"""Queries of image–text matching: which of these texts fits this image, which of these images fits this text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from diffsight.errors import InputError
+
+Picture = Path | Image.Image
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Query:
+    """Candidates of which one is right.
+
+    One image and several texts, one text and several images, or as many texts as images, of which the first belongs to
+    the first and so on (as in Winoground).
+
+    Attributes:
+        id: Its name, unique in its data set.
+        images: Files or pictures.
+        texts: Captions.
+        positive: Place of the right candidate, or None where it is not known; for several of both always None.
+        tags: What kind of query it is, for results by kind.
+
+    Raises:
+        InputError: If there is nothing to choose from, a candidate is there twice, or ``positive`` is no candidate.
+    """
+
+    id: str
+    images: tuple[Picture, ...]
+    texts: tuple[str, ...]
+    positive: int | None = None
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.images or not self.texts or len(self.images) * len(self.texts) == 1:
+            raise InputError(
+                f"Query {self.id!r} has {len(self.images)} image(s) and {len(self.texts)} text(s): nothing to choose "
+                "from. Give at least two candidates."
+            )
+        if self.form == "grid" and len(self.images) != len(self.texts):
+            raise InputError(
+                f"Query {self.id!r} has {len(self.images)} images and {len(self.texts)} texts. Give one image, one "
+                "text, or as many texts as images, in the same order."
+            )
+        for text in self.texts:
+            if self.texts.count(text) > 1:
+                raise InputError(f"Query {self.id!r} has the text {text!r} twice. Give every candidate once.")
+        files = [image for image in self.images if isinstance(image, Path)]
+        for file in files:
+            if files.count(file) > 1:
+                raise InputError(f"Query {self.id!r} has the image {file} twice. Give every candidate once.")
+        if self.positive is not None and self.form == "grid":
+            raise InputError(f"Query {self.id!r} has a positive, but with several images and texts each has its own.")
+        if self.positive is not None and not 0 <= self.positive < self.count:
+            raise InputError(
+                f"Query {self.id!r} has the positive {self.positive}, but its candidates are 0 to {self.count - 1}."
+            )
+
+    @property
+    def form(self) -> str:
+        """``texts``: choose among texts; ``images``: among images; ``grid``: pair them up."""
+        if len(self.images) == 1:
+            return "texts"
+        return "images" if len(self.texts) == 1 else "grid"
+
+    @property
+    def count(self) -> int:
+        """How many candidates there are."""
+        return max(len(self.images), len(self.texts))
