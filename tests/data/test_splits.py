@@ -1,11 +1,14 @@
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from diffsight.data.splits import few_shot, fraction, hold_out
+from diffsight.data.queries import Crop, Query
+from diffsight.data.splits import few_shot, few_shot_queries, fraction, hold_out
 from diffsight.errors import InputError
 
 labels_of_any_kind = st.lists(st.integers(0, 5), min_size=1, max_size=60)
@@ -129,3 +132,107 @@ def test_refused():
         few_shot([0, 0], per_class=1, seed=-1)
     with pytest.raises(InputError, match="no labels"):
         few_shot([], per_class=1, seed=0)
+
+
+def queries_of(images, prefix="q"):
+    """A query for each list of images."""
+    return [
+        Query(id=f"{prefix}{index}", images=tuple(row), texts=("a", "b")[: 3 - min(2, len(row))])
+        for index, row in enumerate(images)
+    ]
+
+
+def numbered(pairs):
+    return queries_of([[Path(f"{number}.png") for number in row] for row in pairs])
+
+
+pairs_of_images = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=2, unique=True), min_size=1, max_size=25)
+
+
+@given(pairs_of_images, st.integers(1, 8), seeds)
+def test_queries_to_test_on_share_no_image_with_those_to_train_on(rows, count, seed):
+    try:
+        train, rest = few_shot_queries(numbered(rows), count=count, seed=seed)
+    except InputError:  # No query is left.
+        return
+    assert len(train) == count
+    assert len(rest) > 0
+    assert train.tolist() == sorted(set(train.tolist()))
+    assert rest.tolist() == sorted(set(rest.tolist()))
+    seen = {number for place in train for number in rows[place]}
+    left = [place for place in range(len(rows)) if place not in train and seen.isdisjoint(rows[place])]
+    assert rest.tolist() == left
+
+
+@given(pairs_of_images, seeds)
+def test_more_queries_contain_fewer(rows, seed):
+    parts = []
+    for count in range(1, len(rows)):
+        try:
+            parts.append(few_shot_queries(numbered(rows), count=count, seed=seed))
+        except InputError:
+            break
+    for (small, more_left), (large, less_left) in pairwise(parts):
+        assert set(small) <= set(large)
+        assert set(less_left) <= set(more_left)
+
+
+def test_queries_are_chosen_by_the_seed():
+    rows = [[number] for number in range(30)]
+    chosen = [few_shot_queries(numbered(rows), count=4, seed=seed)[0] for seed in range(20)]
+    assert len({part.tobytes() for part in chosen}) == 20
+    hits = np.zeros(5)
+    for seed in range(500):
+        hits[few_shot_queries(numbered(rows[:5]), count=2, seed=seed)[0]] += 1
+    assert abs(hits - 200).max() < 60
+
+
+def test_queries_are_the_same_on_every_machine():
+    train, rest = few_shot_queries(numbered([[number] for number in range(8)]), count=3, seed=5)
+    assert (train.tolist(), rest.tolist()) == ([2, 4, 7], [0, 1, 3, 5, 6])
+
+
+def the_rest(*images):
+    """Which of these share no image with the first, as far as the split can tell."""
+    rows = [[image] for image in images]
+    for seed in range(200):
+        train, rest = few_shot_queries(queries_of([*rows, [Path("other.png")]]), count=1, seed=seed)
+        if train.tolist() == [0]:
+            return [place for place in rest.tolist() if place < len(images)]
+    raise AssertionError("never chosen")
+
+
+def test_files_are_the_same_by_where_they_lead(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "copy.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    path = tmp_path / "a.png"
+    images = (path, tmp_path / "x" / ".." / "a.png", tmp_path / "link.png", Crop(path, (0, 0, 2, 2)))
+    assert the_rest(*images, tmp_path / "copy.png") == [4]
+    assert the_rest(Crop(path, (0, 0, 2, 2)), Crop(path, (2, 2, 4, 4)), path) == []
+
+
+def test_pictures_are_the_same_by_their_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    opaque = Image.fromarray(np.dstack([noise, np.full((5, 4), 255, np.uint8)]))
+    changed = noise.copy()
+    changed[4, 3, 2] ^= 1
+    images = (picture, picture.copy(), opaque, Image.fromarray(changed), Image.fromarray(noise.reshape(4, 5, 3)))
+    assert the_rest(*images) == [3, 4]
+
+
+def test_queries_that_cannot_be_divided():
+    apart = numbered([[0], [1], [2]])
+    for count in (3, 4):
+        with pytest.raises(InputError, match=rf"There are 3 queries; {count} to train on leave none"):
+            few_shot_queries(apart, count=count, seed=0)
+    with pytest.raises(InputError, match=r"the other 2 queries shares an image with the 1 to train on"):
+        few_shot_queries(numbered([[0, 1], [0, 2], [0]]), count=1, seed=0)
+    with pytest.raises(InputError, match="There are 0 queries"):
+        few_shot_queries([], count=1, seed=0)
+    for count in (0, -1, True):
+        with pytest.raises(InputError, match="count must be"):
+            few_shot_queries(apart, count=count, seed=0)
+    with pytest.raises(InputError, match="seed"):
+        few_shot_queries(apart, count=1, seed=-1)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffsight.backbones.text import Tokens
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule
@@ -53,6 +54,14 @@ class Condition:
         return Condition(
             names=("",) * count,
             tensors={key: value.expand(count, *value.shape[1:]) for key, value in self.null.items()},
+            null=self.null,
+        )
+
+    def with_null(self) -> "Condition":
+        """The same members, and the null member as one more at the end."""
+        return Condition(
+            names=(*self.names, ""),
+            tensors={key: torch.cat([value, self.null[key]]) for key, value in self.tensors.items()},
             null=self.null,
         )
 
@@ -155,6 +164,19 @@ class Backbone(Protocol):
 
     def identity(self) -> dict[str, str]:
         """Everything about the model that changes numbers: weights hash, dtype, revision, schedule, transform."""
+        ...
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """A backbone that can say which tokens it reads a text as."""
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Split texts as the text encoder does.
+
+        Raises:
+            PromptError: If a text is longer than the model reads.
+        """
         ...
 
 

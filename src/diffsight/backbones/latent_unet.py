@@ -12,11 +12,11 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.layers import unet_layers
+from diffsight.backbones.text import Tokens, check_length, tokenize
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule
-from diffsight.errors import PromptError
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -77,7 +77,7 @@ class LatentUNet:
             PromptError: If a prompt has more tokens than the text encoder reads: its end would be ignored silently.
         """
         if names:
-            self._check_length(names)
+            check_length(self.tokenizer, names, self.name)
         null = self._encode_text([""])
         states = [self._encode_text(names[i : i + 64]) for i in range(0, len(names), 64)]
         return Condition(
@@ -85,6 +85,16 @@ class LatentUNet:
             tensors={"encoder_hidden_states": torch.cat([null[:0], *states])},
             null={"encoder_hidden_states": null},
         )
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Split texts as the text encoder does.
+
+        Raises:
+            PromptError: As `condition`.
+        """
+        if texts:
+            check_length(self.tokenizer, texts, self.name)
+        return tokenize(self.tokenizer, texts)
 
     def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the UNet; its input and output are in its own dtype, the prediction's views in fp32."""
@@ -109,16 +119,6 @@ class LatentUNet:
             "schedule": self.schedule.fingerprint(),
             "transform": str(self.transform.to_dict()),
         }
-
-    def _check_length(self, prompts: Sequence[str]) -> None:
-        limit = self.tokenizer.model_max_length
-        for prompt, tokens in zip(prompts, self.tokenizer(list(prompts)).input_ids, strict=True):
-            if len(tokens) > limit:
-                kept = self.tokenizer.decode(tokens[: limit - 1], skip_special_tokens=True).strip()
-                raise PromptError(
-                    f"The prompt {prompt!r} has {len(tokens)} tokens, but {self.name} reads {limit}: it would see only "
-                    f"{kept!r}. Shorten the class name or the template."
-                )
 
     @torch.no_grad()
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -5,9 +5,48 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffsight.errors import InputError
+from diffsight.data.decoding import open_image
+from diffsight.errors import ImageError, InputError
 
-Picture = Path | Image.Image
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of an image in a file, read when it is asked for.
+
+    Attributes:
+        path: The file.
+        box: Left, top, right and bottom in pixels of the upright image; right and bottom are outside of the part.
+
+    Raises:
+        InputError: If the box is empty.
+    """
+
+    path: Path
+    box: tuple[int, int, int, int]
+
+    def __post_init__(self) -> None:
+        left, top, right, bottom = self.box
+        if left >= right or top >= bottom:
+            raise InputError(f"The box {self.box} of {self.path} is empty. Give left, top, right and bottom in pixels.")
+
+    def load(self) -> Image.Image:
+        """Read the part. Where the box reaches over the edge it ends there: Pillow's black margin is no photograph.
+
+        Raises:
+            ImageError: If the file cannot be read, or the box lies outside of it.
+        """
+        image = open_image(self.path)
+        left, top, right, bottom = self.box
+        inside = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+        if inside[0] >= inside[2] or inside[1] >= inside[3]:
+            raise ImageError(
+                f"The box {self.box} lies outside of {self.path} ({image.width}×{image.height} pixels). Is it the file "
+                "that the boxes were made for?"
+            )
+        return image.crop(inside)
+
+
+Picture = Path | Image.Image | Crop
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -19,7 +58,7 @@ class Query:
 
     Attributes:
         id: Its name, unique in its data set.
-        images: Files or pictures.
+        images: Files, parts of files, or pictures.
         texts: Captions.
         positive: Place of the right candidate, or None where it is not known; for several of both always None.
         tags: What kind of query it is, for results by kind.
@@ -48,7 +87,7 @@ class Query:
         for text in self.texts:
             if self.texts.count(text) > 1:
                 raise InputError(f"Query {self.id!r} has the text {text!r} twice. Give every candidate once.")
-        files = [image for image in self.images if isinstance(image, Path)]
+        files = [image for image in self.images if not isinstance(image, Image.Image)]
         for file in files:
             if files.count(file) > 1:
                 raise InputError(f"Query {self.id!r} has the image {file} twice. Give every candidate once.")

@@ -150,8 +150,7 @@ def with_values(scene: Scene, attribute: str, values: Sequence[str]) -> Scene:
         things = tuple(replace(thing, centre=centre) for thing, centre in zip(things, centres, strict=True))[::-1]
     if attribute == "size":
         things = (replace(things[0], radius=right.radius), replace(things[1], radius=left.radius))
-        things = tuple(replace(thing, centre=_inside(thing)) for thing in things)
-    return replace(scene, things=things)
+    return replace(scene, things=tuple(replace(thing, centre=_inside(thing)) for thing in things))
 
 
 def _inside(thing: Thing) -> tuple[float, float]:

@@ -1,17 +1,22 @@
 """Parts of a labelled set: a few images of each class, a share of them, some held out. Stratified and seeded.
 
 Each class is shuffled by itself, by random numbers that numpy guarantees; so a part depends on the labels and the seed,
-not on the version of numpy, and the images of one class do not decide about those of another.
+not on the version of numpy, and the images of one class do not decide about those of another. Queries of matching have
+no classes: `few_shot_queries` keeps their images apart instead.
 """
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, Integer
 from numpy.typing import NDArray
+from PIL import Image
 
+from diffsight.data.decoding import open_image
+from diffsight.data.queries import Crop, Picture, Query
 from diffsight.errors import InputError
 
 STREAM = "splits-philox4x64-1"
@@ -104,10 +109,66 @@ def hold_out(labels: Labels, *, share: float, seed: int) -> tuple[Int[np.ndarray
     return _ascending(train), _ascending(validation)
 
 
-def _shuffled(labels: Labels, *, seed: int, purpose: str) -> dict[int, NDArray[np.int64]]:
-    """The positions of each class in random order, classes ascending."""
+def few_shot_queries(
+    queries: Sequence[Query], *, count: int, seed: int
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " k"]]:
+    """Take a few queries to train on, and test on those that share no image with them.
+
+    Queries that show an image of the training part without being in it are in neither part; where images are used many
+    times, as in ComVG, those can be most. An image is a file, whole or in parts and links resolved, or the pixels of a
+    picture; a copy in another file counts as another image. With the same seed, more queries contain fewer.
+
+    Args:
+        queries: Of any form.
+        count: How many to train on.
+        seed: Chooses among the possible parts.
+
+    Returns:
+        Positions in ``queries`` for training and for testing, each ascending.
+
+    Raises:
+        InputError: If there are not more queries than ``count``, none would be left to test on, or an argument makes
+            no sense.
+        ImageError: If a picture cannot be read.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"count must be a whole number of at least 1; got {count!r}.")
+    _check_seed(seed)
+    if count >= len(queries):
+        raise InputError(f"There are {len(queries)} queries; {count} to train on leave none to test on. Ask for fewer.")
+    pixels: dict[int, str] = {}
+    images = [frozenset(_identity(image, pixels) for image in query.images) for query in queries]
+    order = _order(len(queries), f"queries {seed}")
+    seen = frozenset().union(*(images[place] for place in order[:count].tolist()))
+    rest = [place for place in order[count:].tolist() if images[place].isdisjoint(seen)]
+    if not rest:
+        raise InputError(
+            f"Each of the other {len(queries) - count} queries shares an image with the {count} to train on, and none "
+            "is left to test on. Ask for fewer, or give queries of more images."
+        )
+    return _ascending([order[:count]]), np.sort(np.array(rest, dtype=np.int64))
+
+
+def _identity(image: Picture, pixels: dict[int, str]) -> str:
+    """What is equal for the same image. ``pixels`` keeps that of pictures, which can be in many queries."""
+    if isinstance(image, Crop):
+        image = image.path
+    if not isinstance(image, Image.Image):
+        return f"file {os.path.realpath(image)}"
+    if id(image) not in pixels:
+        rgb = open_image(image)
+        pixels[id(image)] = f"pixels {rgb.size} {hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()}"
+    return pixels[id(image)]
+
+
+def _check_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"A seed must be a whole number of at least 0; got {seed!r}.")
+
+
+def _shuffled(labels: Labels, *, seed: int, purpose: str) -> dict[int, NDArray[np.int64]]:
+    """The positions of each class in random order, classes ascending."""
+    _check_seed(seed)
     array = np.asarray(labels)
     if array.size == 0:
         raise InputError("There are no labels to split.")

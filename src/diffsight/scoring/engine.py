@@ -15,9 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffsight.backbones.encoding import Encoded
-from diffsight.errors import ModelError
 from diffsight.scoring.elimination import Policy
-from diffsight.scoring.scorer import Requests, Scorer
+from diffsight.scoring.scorer import Requests, Scorer, score_within_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,17 +247,10 @@ class Engine:
         return requests, self._score(x0, ids, local)
 
     def _score(self, x0: Tensor, ids: Sequence[str], requests: Requests) -> Tensor:
-        try:
-            return self.scorer.score(x0, ids, requests)
-        except torch.OutOfMemoryError as error:
-            if len(requests) == 1:
-                raise ModelError(
-                    f"{self.scorer.backbone.name} does not fit {x0.device}: a single denoiser call ran out of memory. "
-                    f"Free memory, or use dtype 'bf16' or device 'cpu'."
-                ) from error
-            torch.cuda.empty_cache()
-        self.batch_size = max(1, len(requests) // 2)
-        return torch.cat([self._score(x0, ids, half) for half in requests.halves()])
+        def shrink(size: int) -> None:
+            self.batch_size = size
+
+        return score_within_memory(self.scorer, x0, ids, requests, on_shrink=shrink)
 
     def _receive(self, requests: Requests, errors: Tensor) -> list[Scored]:
         values = errors.cpu().numpy()

@@ -1,0 +1,178 @@
+"""What a few examples teach a matcher: weights of the statistics, prompt tokens, or LoRA; kept as safetensors."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffsight.backbones.base import Backbone, Condition
+from diffsight.errors import InputError, ModelError
+from diffsight.matching.scores import Score, Weighted
+from diffsight.matching.settings import MatchSettings
+
+FORMAT = 1
+_LORA, _PROMPT, _WEIGHTS = "lora.", "prompt", "weights"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Adapter:
+    """What was learnt, and for which model.
+
+    Attributes:
+        kind: ``weights``, ``prompt`` or ``lora``.
+        model: `identity` of the backbone without its dtype: another model refuses the adapter.
+        settings: The settings of matching that it was fitted with, as JSON values.
+        weights: Of the statistics, shape (noise bands, columns), for ``weights``.
+        prompt: Tokens that stand before those of each text, shape (tokens, width), for ``prompt``.
+        lora: State of the low-rank matrices by their name in the network, for ``lora``.
+        notes: How it was fitted: examples, loss, seed.
+    """
+
+    kind: str
+    model: Mapping[str, str]
+    settings: Mapping[str, Any]
+    weights: Float[Tensor, "bands columns"] | None = None
+    prompt: Float[Tensor, "tokens width"] | None = None
+    lora: Mapping[str, Tensor] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a model that the adapter was not fitted for.
+
+        Raises:
+            ModelError: Naming what differs.
+        """
+        here = model_identity(backbone)
+        if differing := [key for key in sorted({*here, *self.model}) if here.get(key) != self.model.get(key)]:
+            raise ModelError(
+                f"This adapter was fitted for another model than {backbone.name}: {', '.join(differing)} differ "
+                f"({differing[0]}: {self.model.get(differing[0])!r}, here {here.get(differing[0])!r}). Load the model "
+                "that it was fitted for, or fit it again."
+            )
+
+    def score(self, score: Score) -> Score:
+        """The score to use: the learnt one for ``weights``, else the one given."""
+        return score if self.weights is None else Weighted(tuple(map(tuple, self.weights.double().tolist())))
+
+    def condition(self, condition: Condition) -> Condition:
+        """Put the learnt tokens before those of each text, and of the empty text."""
+        return condition if self.prompt is None else with_prompt(condition, self.prompt)
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Put the low-rank matrices into the network while the context is open; afterwards it is as before.
+
+        Raises:
+            ModelError: If PEFT is not installed, or the matrices do not fit.
+        """
+        if self.lora is None:
+            yield
+            return
+        from diffsight.matching.lora import injected, load_lora
+
+        with injected(network, rank=int(self.notes["rank"]), alpha=float(self.notes["alpha"])):
+            load_lora(network, self.lora)
+            yield
+
+
+def with_prompt(condition: Condition, prompt: Float[Tensor, "tokens width"]) -> Condition:
+    """Put tokens before those of each member and of the null member.
+
+    Raises:
+        InputError: If the model is not told texts as tokens of this width.
+    """
+    states = condition.tensors.get("encoder_hidden_states")
+    if states is None or states.shape[-1] != prompt.shape[-1]:
+        raise InputError("Prompt tokens need a model that reads texts as tokens of the same width. Fit 'weights'.")
+
+    def longer(states: Tensor) -> Tensor:
+        return torch.cat([prompt.to(states).expand(len(states), -1, -1), states], dim=1)
+
+    return replace(
+        condition,
+        tensors={**condition.tensors, "encoder_hidden_states": longer(states)},
+        null={**condition.null, "encoder_hidden_states": longer(condition.null["encoder_hidden_states"])},
+    )
+
+
+def model_identity(backbone: Backbone) -> dict[str, str]:
+    """What an adapter depends on: all of the model's identity but where it came from and what it computes in."""
+    return {key: value for key, value in backbone.identity().items() if key not in ("dtype", "revision")}
+
+
+def save_adapter(adapter: Adapter, path: Path | str) -> Path:
+    """Write an adapter to a safetensors file, with what it belongs to in the header.
+
+    Args:
+        adapter: What to write.
+        path: The file; ``.safetensors`` is added where it is missing.
+
+    Returns:
+        The file.
+    """
+    from safetensors.torch import save
+
+    from diffsight.store.disk import put
+
+    path = Path(path).expanduser()
+    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    tensors = {f"{_LORA}{name}": value for name, value in (adapter.lora or {}).items()}
+    for name, value in ((_PROMPT, adapter.prompt), (_WEIGHTS, adapter.weights)):
+        if value is not None:
+            tensors[name] = value
+    about = {
+        "format": FORMAT,
+        "kind": adapter.kind,
+        "model": dict(adapter.model),
+        "settings": dict(adapter.settings),
+        "notes": dict(adapter.notes),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(
+        path,
+        save(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"diffsight": json.dumps(about)}
+        ),
+    )
+    return path
+
+
+def load_adapter(path: Path | str) -> Adapter:
+    """Read an adapter; `Adapter.check` tells whether it fits a model.
+
+    Raises:
+        InputError: If the file is missing or is no adapter.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"There is no adapter {path}. 'diffsight match fit' writes one.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["diffsight"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        if about["format"] != FORMAT:
+            raise InputError(f"The adapter {path} has format {about['format']}; this version reads {FORMAT}.")
+        return Adapter(
+            kind=about["kind"],
+            model=about["model"],
+            settings=about["settings"],
+            notes=about["notes"],
+            weights=tensors.get(_WEIGHTS),
+            prompt=tensors.get(_PROMPT),
+            lora={key.removeprefix(_LORA): value for key, value in tensors.items() if key.startswith(_LORA)} or None,
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no adapter of diffsight ({error!r}). 'diffsight match fit' writes one.") from error
+
+
+def settings_of(adapter: Adapter, settings: MatchSettings) -> MatchSettings:
+    """The settings to match with: those given, with the score that was learnt."""
+    return replace(settings, score=adapter.score(settings.score))
