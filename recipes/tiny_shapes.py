@@ -50,17 +50,20 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """Draw a caption: 10 % empty; one thing or both; one to four attributes, now and then the texture too."""
+    """Draw a caption: 10 % empty; one thing or both; one to four attributes, now and then the texture too.
+
+    Captions of one thing of two are the larger part: which of two things a caption means is learnt last.
+    """
     if rng.random() < 0.1:
         return ""
     names = ("shape", "colour", "size", "position")
-    count = int(rng.choice(4, p=(0.15, 0.5, 0.2, 0.15))) + 1
+    count = int(rng.choice(4, p=(0.2, 0.55, 0.15, 0.1))) + 1
     attributes = [str(name) for name in rng.choice(names, count, replace=False)]
     if attributes in (["position"], ["size"]):
         attributes.append("shape")
     if rng.random() < 0.15:
         attributes.append("texture")
-    both = rng.random() < 0.6
+    both = rng.random() < 0.3
     things = scene.things if both else (scene.things[int(rng.integers(len(scene.things)))],)
     text = caption(things, attributes)
     return text + "." if rng.random() < 0.2 else text
@@ -166,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="work folder; the pipeline goes to OUT/pipeline")
     parser.add_argument("--vae-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=4600, help="UNet steps of 128")
+    parser.add_argument("--steps", type=int, default=9000, help="UNet steps of 128")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

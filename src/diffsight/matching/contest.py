@@ -84,7 +84,8 @@ def compete(
         going = []
         for index, draws in wanted:
             field = fields[index]
-            fresh = score.per_draw(ledger.statistics(field.images, field.texts, max(draws) + 1), weights)[min(draws) :]
+            start, stop = min(draws), max(draws) + 1
+            fresh = score.per_draw(ledger.statistics(field.images, field.texts, stop), weights[:stop])[start:]
             # Another query may know more of a candidate that is out here: an answer must not depend on its neighbours.
             tables[index] = np.concatenate([tables[index], np.where(alive[index], fresh, np.nan)])
             finite[index] = bool(np.isfinite(fresh[:, alive[index]]).all())

@@ -85,11 +85,11 @@ def explain(
     (encoded,) = encode_images(backbone, by_content(images_from(image), []))
     if encoded.x0 is None:
         raise ImageError(str(encoded.failure))
-    levels, _ = levels_of(settings, Exhaustive(num_draws=draws), backbone).sort()
+    levels, order = levels_of(settings, Exhaustive(num_draws=draws), backbone).sort(stable=True)
     bank = NoiseBank(seed=settings.seed, shared=True)
     sides = backbone.latent_shape[1:]
     total, gain, gains = torch.zeros(()), torch.zeros(sides), []
-    for draw, level in enumerate(levels.tolist()):
+    for draw, level in zip(order.tolist(), levels.tolist(), strict=True):
         eps = bank.noise(encoded.id, [draw], encoded.x0.shape).to(encoded.x0.device)
         level_ = torch.tensor([level])
         x_t = backbone.schedule.mix(encoded.x0[None], eps, level_)

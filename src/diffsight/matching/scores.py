@@ -71,7 +71,7 @@ class DenoisingError:
         self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
     ) -> Float[np.ndarray, "draws pairs"]:
         """The negative weighted error."""
-        return -weights[: len(statistics.errors), None] * statistics.errors
+        return -weights[:, None] * statistics.errors
 
     def to_dict(self) -> dict[str, Any]:
         """Its name."""
@@ -102,7 +102,7 @@ class PMI:
         self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
     ) -> Float[np.ndarray, "draws pairs"]:
         """The weighted gain over the empty text."""
-        return weights[: len(statistics.errors), None] * (statistics.null_errors - statistics.errors)
+        return weights[:, None] * (statistics.null_errors - statistics.errors)
 
     def to_dict(self) -> dict[str, Any]:
         """Its name."""
@@ -190,7 +190,7 @@ class Hybrid:
         attention = Attention(null=self.null).per_draw(statistics, weights)
         norms = (np.sqrt(statistics.size * errors) for errors in (statistics.null_errors, statistics.errors))
         without, with_text = norms
-        return self.alpha * attention + self.beta * weights[: len(attention), None] * (without - with_text)
+        return self.alpha * attention + self.beta * weights[:, None] * (without - with_text)
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings."""

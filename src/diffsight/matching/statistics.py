@@ -77,9 +77,7 @@ class Ledger:
         """The empty text's place in the condition."""
         return len(self.scorer.condition) - 1
 
-    def measure(
-        self, wanted: Sequence[tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Sequence[int]]]
-    ) -> None:
+    def measure(self, wanted: Sequence[Wanted]) -> None:
         """Make sure that pairs are known.
 
         Args:

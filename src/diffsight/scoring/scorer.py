@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Requests:
         return Requests(image=self.image[rows], draw=self.draw[rows], arm=self.arm[rows])
 
 
+@runtime_checkable
 class Probe(Protocol):
     """Looks into the denoiser while it scores, and gives further columns: cross-attention, for example."""
 
