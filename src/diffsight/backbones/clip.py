@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -153,11 +154,12 @@ def load_clip(
         model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=chosen_dtype, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name} in {folder} cannot be loaded: {one_line(error)}") from error
+    torch.nn.Module.to(model, chosen_device)  # The method of transformers' own has another type.
     return ClipEncoder(
         name=called,
-        model=model.to(chosen_device).eval().requires_grad_(False),
+        model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
         processor=processor,
         provenance={"revision": found, "weights": digest},

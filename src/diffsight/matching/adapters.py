@@ -76,7 +76,7 @@ class Adapter:
             return
         from diffsight.matching.lora import injected, load_lora
 
-        with injected(network, rank=int(self.notes["rank"]), alpha=float(self.notes["alpha"])):
+        with injected(network, rank=int(self.notes["rank"]), alpha=int(self.notes["alpha"])):
             load_lora(network, self.lora)
             yield
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,15 +47,14 @@ def attention_layers(network: nn.Module) -> tuple[AttentionLayer, ...]:
     Layers whose keys are rotated by their place (FLUX) are left out: their logits are not ⟨q, k⟩.
     """
     found = []
+    rotary = "Flux" in type(network).__name__
     for path, module in network.named_modules():
-        if not all(hasattr(module, name) for name in ("to_q", "to_k", "heads")):
+        heads: Any = getattr(module, "heads", None)
+        if heads is None or not hasattr(module, "to_q") or not hasattr(module, "to_k"):
             continue
         joint = getattr(module, "add_k_proj", None) is not None
-        cross = bool(getattr(module, "is_cross_attention", False))
-        if (joint and not hasattr(network, "pos_embed_rope") and "Flux" not in type(network).__name__) or (
-            cross and not joint
-        ):
-            found.append(AttentionLayer(name=_short(path), path=path, heads=int(module.heads), joint=joint))
+        if not rotary if joint else getattr(module, "is_cross_attention", False):
+            found.append(AttentionLayer(name=_short(path), path=path, heads=int(heads), joint=joint))
     return tuple(sorted(found, key=lambda layer: _section(layer.path)))
 
 
@@ -213,7 +213,9 @@ def reading(
                     f"The attention layer {layer.name} does not compute its queries and keys by its own projections: "
                     "they cannot be read. Undo fused projections, or use the score 'pmi'."
                 )
-            norms = (module.norm_q, module.norm_added_k if layer.joint else module.norm_k)
+            norms: list[Any] = [
+                getattr(module, name) for name in ("norm_q", "norm_added_k" if layer.joint else "norm_k")
+            ]
             split = (_heads(x, layer.heads) for x in (query, key))
             query, key = (x if norm is None else norm(x) for x, norm in zip(split, norms, strict=True))
             state.pooled[layer.path] = pool(query, key)
@@ -222,9 +224,9 @@ def reading(
 
     for layer in layers:
         module = network.get_submodule(layer.path)
-        handles.append(module.to_q.register_forward_hook(keep(layer.path, "q")))
-        keys = module.add_k_proj if layer.joint else module.to_k
-        handles.append(keys.register_forward_hook(keep(layer.path, "k")))
+        keys = "add_k_proj" if layer.joint else "to_k"
+        handles.append(module.get_submodule("to_q").register_forward_hook(keep(layer.path, "q")))
+        handles.append(module.get_submodule(keys).register_forward_hook(keep(layer.path, "k")))
         handles.append(module.register_forward_hook(finish(layer)))
     try:
         yield state.pooled

@@ -12,7 +12,7 @@ _NAME = "diffsight"
 
 
 @contextmanager
-def injected(network: nn.Module, *, rank: int, alpha: float, seed: int = 0) -> Iterator[list[nn.Parameter]]:
+def injected(network: nn.Module, *, rank: int, alpha: int, seed: int = 0) -> Iterator[list[nn.Parameter]]:
     """Add low-rank matrices to all attention layers, self and cross, as He et al. do with rank 4.
 
     Args:
