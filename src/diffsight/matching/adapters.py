@@ -1,5 +1,6 @@
 """What a few examples teach a matcher: weights of the statistics, prompt tokens, or LoRA; kept as safetensors."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,6 +107,22 @@ def model_identity(backbone: Backbone) -> dict[str, str]:
     return {key: value for key, value in backbone.identity().items() if key not in ("dtype", "revision")}
 
 
+def fingerprint(adapter: Adapter) -> str:
+    """A hash of what was learnt, for a run."""
+    digest = hashlib.sha256(adapter.kind.encode())
+    for name, value in sorted(_tensors(adapter).items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode() + value.float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+    tensors = {f"{_LORA}{name}": value for name, value in (adapter.lora or {}).items()}
+    for name, value in ((_PROMPT, adapter.prompt), (_WEIGHTS, adapter.weights)):
+        if value is not None:
+            tensors[name] = value
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
 def save_adapter(adapter: Adapter, path: Path | str) -> Path:
     """Write an adapter to a safetensors file, with what it belongs to in the header.
 
@@ -122,10 +139,6 @@ def save_adapter(adapter: Adapter, path: Path | str) -> Path:
 
     path = Path(path).expanduser()
     path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-    tensors = {f"{_LORA}{name}": value for name, value in (adapter.lora or {}).items()}
-    for name, value in ((_PROMPT, adapter.prompt), (_WEIGHTS, adapter.weights)):
-        if value is not None:
-            tensors[name] = value
     about = {
         "format": FORMAT,
         "kind": adapter.kind,
@@ -134,12 +147,7 @@ def save_adapter(adapter: Adapter, path: Path | str) -> Path:
         "notes": dict(adapter.notes),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    put(
-        path,
-        save(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"diffsight": json.dumps(about)}
-        ),
-    )
+    put(path, save(_tensors(adapter), {"diffsight": json.dumps(about)}))
     return path
 
 
