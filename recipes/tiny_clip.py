@@ -1,14 +1,20 @@
-"""Recipe of ``tiny-shapes-clip``: a CLIP of the same scenes, captions and compute as ``tiny-shapes``.
+"""Recipe of ``tiny-shapes-clip``: a contrastive model of the scenes and captions that ``tiny-shapes`` learns from.
 
-    python recipes/tiny_clip.py --out build/tiny-clip
+    python recipes/tiny_clip.py --out build/tiny-shapes --match-steps 6000
 
-The same command continues after any interruption. It takes as many steps as cost the floating-point operations of
-``--match-steps`` steps of the diffusion model. Empty captions, which teach the diffusion model to do without text, have
-no meaning for a contrast and are drawn again.
+The baseline of image–text matching has to have seen the same: the same 80 000 scenes and the same captions, without the
+combinations that are held out, for the same compute. ``--match-steps N`` counts the floating-point operations of a
+training step of both models and trains for as many as N steps of the diffusion model take (its VAE not counted). The
+same command continues after any interruption. ``OUT/watch.jsonl`` tells at which step which attribute was bound to
+which thing, in the lines of the stage ``clip``; the model goes to ``OUT/clip``.
 """
 
 import argparse
+import json
 import logging
+import math
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,126 +32,204 @@ from latent_diffusion import (
 )
 from tiny_shapes import MAX_TOKENS, SCENES, WATCHED, describe, every_word, paint, to_tensor
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from diffsight.data.binding import binding_examples
-from diffsight.data.scenes import draw
+from diffsight.data.scenes import Scene, draw
 
 log = logging.getLogger("recipe")
+
 BATCH = 256
+DIFFUSION_BATCH = 128
+WATCHED_EXAMPLES = 200
+MAX_SCALE = math.log(100)
 
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A ViT of 64 patches and a text encoder like that of ``tiny-shapes``, one layer deeper; 1.7 M parameters."""
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
-        projection_dim=128,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=4,
-        projection_dim=128,
-    )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+    """2.0 M parameters: a ViT of four layers on 8×8 patches, and the text model of the diffusion model."""
+    text = make_text_encoder(tokenizer).config.to_dict()
+    vision = {
+        "hidden_size": 160,
+        "intermediate_size": 640,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 4,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 
-def contrast(model: CLIPModel, pixels: Tensor, tokens: Tensor) -> Tensor:
-    """Symmetric InfoNCE. Pairs whose captions are the same words are no negatives: both are right."""
-    output = model(pixel_values=pixels, input_ids=tokens)
-    logits = output.logits_per_text.float()
-    same = (tokens[:, None] == tokens[None]).all(-1) & ~torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
-    logits = logits.masked_fill(same, -torch.inf)
-    target = torch.arange(len(tokens), device=tokens.device)
+def make_processor() -> CLIPImageProcessor:
+    """What `to_tensor` does, for pictures of any size."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def contrast(logits: Tensor, captions: list[str]) -> Tensor:
+    """Symmetric InfoNCE, from logits (B, B) of images and captions.
+
+    Short captions come several times in a batch ("A red object"). Each fits its own image as well as the other's, and
+    to push them apart would teach that a true caption is false. So the same caption of another image counts neither
+    for nor against. Captions that differ and are both true stay negatives, as in any CLIP.
+    """
+    numbers = {text: index for index, text in enumerate(dict.fromkeys(captions))}
+    number = torch.tensor([numbers[text] for text in captions])
+    twins = (number[:, None] == number[None]) & ~torch.eye(len(captions), dtype=torch.bool)
+    logits = logits.float().masked_fill(twins.to(logits.device), -torch.inf)
+    target = torch.arange(len(captions), device=logits.device)
     return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
 
 
-def matched_steps(tokenizer: CLIPTokenizer, diffusion_steps: int) -> int:
-    """Steps of CLIP that cost as many operations as steps of the diffusion model, by their forward passes."""
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as of_diffusion:
-            model = TextAndUNet(make_text_encoder(tokenizer), make_unet(attention_at_8=True))
-            model(torch.zeros(128, 4, 8, 8), torch.zeros(128), torch.zeros(128, MAX_TOKENS, dtype=torch.long))
-        with FlopCounterMode(display=False) as of_clip:
-            tokens = torch.zeros(BATCH, MAX_TOKENS, dtype=torch.long)
-            make_clip(tokenizer)(pixel_values=torch.zeros(BATCH, 3, 32, 32), input_ids=tokens)
-    each = of_diffusion.get_total_flops(), of_clip.get_total_flops()
-    steps = round(diffusion_steps * each[0] / each[1])
-    log.info("forward pass: diffusion %.3g, CLIP %.3g operations; %d steps match %d", *each, steps, diffusion_steps)
-    return steps
+def tell(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption as `describe` draws it, but never the empty one: it fits every image, and there is no null here."""
+    while not (text := describe(scene, rng)):
+        pass
+    return text
 
 
-def exam(tokenizer: CLIPTokenizer, count: int) -> Callable[[nn.Module], dict[str, float]]:
-    """How often the true caption is nearer, for the tasks that the diffusion model is watched with."""
+def make_loss(
+    tokenizer: CLIPTokenizer, scenes: list[Scene], pictures: np.ndarray
+) -> Callable[[nn.Module, torch.Generator], Tensor]:
+    """The loss of a batch of scenes with captions, both drawn from the generator."""
+    device, dtype = device_and_dtype()
+
+    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        # Without repetition: a scene that is there twice would be its own negative.
+        chosen = rng.choice(len(scenes), BATCH, replace=False)
+        captions = [tell(scenes[index], rng) for index in chosen]
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=MAX_SCALE)  # As in CLIP (2103.00020 §2.5): larger ones make training unstable.
+        tokens, pixels = tokenize(tokenizer, captions).to(device), to_tensor(pictures[chosen]).to(device)
+        # Not compiled: on a CPU that takes a minute and makes no step shorter.
+        with torch.autocast(device.type, dtype=dtype):
+            output = model(input_ids=tokens, pixel_values=pixels)
+        return contrast(output.logits_per_image, captions)
+
+    return loss_of
+
+
+def make_watch(tokenizer: CLIPTokenizer) -> Callable[[nn.Module], dict[str, float]]:
+    """How often the true caption is nearer to the image than the false one, by cosine: seen and held-out examples."""
     device, _ = device_and_dtype()
+    exams = {}
+    for task in WATCHED:
+        for name, held_out in (("seen", False), ("held-out", True)):
+            examples = list(binding_examples(task, WATCHED_EXAMPLES, seed=99, held_out=held_out))
+            pictures = to_tensor(np.stack([np.asarray(draw(example.scene)) for example in examples]))
+            captions = [example.true for example in examples], [example.false for example in examples]
+            exams[f"{task} {name}"] = (pictures, *(tokenize(tokenizer, texts) for texts in captions))
 
     @torch.no_grad()
     def watch(model: nn.Module) -> dict[str, float]:
         found = {}
-        for task in WATCHED:
-            for name, held_out in (("seen", False), ("held-out", True)):
-                examples = list(binding_examples(task, count, seed=99, held_out=held_out))
-                pictures = to_tensor(np.stack([np.asarray(draw(one.scene)) for one in examples])).to(device)
-                near = []
-                for captions in ([one.true for one in examples], [one.false for one in examples]):
-                    tokens = tokenize(tokenizer, captions).to(device)
-                    near.append(model(pixel_values=pictures, input_ids=tokens).logits_per_text.diagonal())
-                found[f"{task} {name}"] = round(float((near[0] > near[1]).float().mean()), 3)
-        return found
+        for key, exam in exams.items():
+            pictures, true, false = (part.to(device) for part in exam)
+            image = model.get_image_features(pixel_values=pictures).pooler_output
+            near, far = (
+                nn.functional.cosine_similarity(image, model.get_text_features(input_ids=tokens).pooler_output)
+                for tokens in (true, false)
+            )
+            found[key] = round(float((near > far).float().mean()), 3)
+        return found | {"scale": round(float(model.logit_scale.exp()), 2)}
 
     return watch
 
 
+def training_flops(tokenizer: CLIPTokenizer) -> tuple[int, int]:
+    """Floating-point operations, forwards and backwards, of a step of the diffusion model and of one of CLIP.
+
+    Multiplications of matrices and convolutions, as `FlopCounterMode` counts them; on the device ``meta`` nothing is
+    computed. Attention as plain products, because not all fused kernels are counted.
+    """
+
+    def count(loss_of: Callable[[], Tensor]) -> int:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            loss_of().backward()
+        return counter.get_total_flops()
+
+    with torch.device("meta"):
+        diffusion = TextAndUNet(make_text_encoder(tokenizer), make_unet(attention_at_8=True))
+        clip = make_clip(tokenizer)
+        latents, timestep = torch.zeros(DIFFUSION_BATCH, 4, 8, 8), torch.zeros(DIFFUSION_BATCH)
+        pictures = torch.zeros(BATCH, 3, 32, 32)
+        tokens = torch.zeros(BATCH, MAX_TOKENS, dtype=torch.long)
+        return (
+            count(lambda: diffusion(latents, timestep, tokens[:DIFFUSION_BATCH]).sum()),
+            count(lambda: clip(input_ids=tokens, pixel_values=pictures).logits_per_image.sum()),
+        )
+
+
+def matching_steps(tokenizer: CLIPTokenizer, steps: int) -> int:
+    """Steps of CLIP that take as many operations as ``steps`` of the diffusion model."""
+    diffusion, clip = training_flops(tokenizer)
+    found = round(steps * diffusion / clip)
+    log.info(
+        "GFLOP of a step: %.1f of the diffusion model (batch %d), %.1f of CLIP (batch %d); %d steps equal %d of CLIP",
+        diffusion / 1e9,
+        DIFFUSION_BATCH,
+        clip / 1e9,
+        BATCH,
+        steps,
+        found,
+    )
+    return found
+
+
+def timed_steps(out: Path, minutes: float, tokenizer: CLIPTokenizer, loss_of: Callable) -> int:
+    """Steps that fit into so many minutes, measured once and kept in ``OUT/clip-steps.json`` for continuing."""
+    record = out / "clip-steps.json"
+    if not record.exists():
+        device, _ = device_and_dtype()
+        model, generator = make_clip(tokenizer).to(device), torch.Generator().manual_seed(0)
+        loss_of(model, generator).backward()  # The first is always slow.
+        began = time.monotonic()
+        for _ in range(5):
+            loss_of(model, generator).backward()
+        steps = max(1, int(minutes * 60 * 5 / (time.monotonic() - began)))
+        record.write_text(json.dumps({"minutes": minutes, "steps": steps}))
+    return json.loads(record.read_text())["steps"]
+
+
+def train_clip(out: Path, args: argparse.Namespace) -> None:
+    """Tokenizer, scenes, training, export."""
+    folder = out / "clip"
+    tokenizer = make_tokenizer(every_word(), folder, MAX_TOKENS)
+    scenes, pictures = paint(0, SCENES)
+    loss_of = make_loss(tokenizer, scenes, pictures)
+    if args.minutes:
+        steps = timed_steps(out, args.minutes, tokenizer, loss_of)
+    else:
+        steps = args.steps or matching_steps(tokenizer, args.match_steps)
+    plan = Plan(steps=steps, batch_size=BATCH)
+    torch.manual_seed(plan.seed)
+    model = train(out, "clip", make_clip(tokenizer), plan, loss_of, make_watch(tokenizer))
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=MAX_SCALE)
+    model.cpu().half().save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    size = sum(os.path.getsize(file) for file in folder.iterdir())
+    log.info("%s: %.1f MB, %d parameters", folder, size / 1e6, sum(p.numel() for p in model.parameters()))
+
+
 def main() -> None:
-    """Train and export, continuing whatever has been done."""
+    """Train, continuing whatever has been done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="work folder; the model goes to OUT/clip")
-    parser.add_argument("--match-steps", type=int, default=9000, help="steps of the diffusion model")
-    parser.add_argument("--steps", type=int, help="steps of CLIP, instead of as many as match")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--match-steps", type=int, help="UNet steps of 128 whose compute is to be matched")
+    length.add_argument("--steps", type=int, help="CLIP steps of 256")
+    length.add_argument("--minutes", type=float, help="as many steps as fit, measured at the start")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    device, dtype = device_and_dtype()
-    tokenizer = make_tokenizer(every_word(), args.out / "tokenizer", MAX_TOKENS)
-    steps = args.steps or matched_steps(tokenizer, args.match_steps)
-    scenes, pictures = paint(0, SCENES)
-    torch.manual_seed(0)
-
-    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-        chosen = rng.integers(len(scenes), size=BATCH)
-        captions = []
-        for index in chosen:
-            caption = ""
-            while not caption:
-                caption = describe(scenes[index], rng)
-            captions.append(caption)
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=float(np.log(100)))
-        with torch.autocast(device.type, dtype=dtype):
-            return contrast(model, to_tensor(pictures[chosen]).to(device), tokenize(tokenizer, captions).to(device))
-
-    plan = Plan(steps=steps, batch_size=BATCH, compile=False)
-    model = train(args.out, "clip", make_clip(tokenizer), plan, loss_of, exam(tokenizer, 100))
-    folder = args.out / "clip"
-    model.half().save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    side = {"height": 32, "width": 32}
-    CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=3
-    ).save_pretrained(folder)
+    train_clip(args.out, args)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def make_scene(rng: np.random.Generator) -> Scene:
 def describe(scene: Scene, rng: np.random.Generator) -> str:
     """Draw a caption: 10 % empty; one thing or both; one to four attributes, now and then the texture too.
 
-    Captions of one thing of two are the larger part: which of two things a caption means is learnt last.
+    Captions of one thing of two are the larger part, and of those shape and colour: "A red square" beside a blue circle
+    is learnt last.
     """
     if rng.random() < 0.1:
         return ""
@@ -60,7 +61,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     count = int(rng.choice(4, p=(0.2, 0.55, 0.15, 0.1))) + 1
     attributes = [str(name) for name in rng.choice(names, count, replace=False)]
     if attributes in (["position"], ["size"]):
-        attributes.append("shape")
+        attributes = ["shape"]
+    if count == 2 and rng.random() < 0.5:
+        attributes = ["shape", "colour"]
     if rng.random() < 0.15:
         attributes.append("texture")
     both = rng.random() < 0.3

@@ -1,115 +1,111 @@
-"""CLIP, the baseline of image–text matching: two encoders and the angle between what they give."""
+"""CLIP, the baseline of image–text matching: images and texts as vectors whose cosine says how well they fit."""
 
-import json
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+
+try:
+    from transformers import CLIPImageProcessorPil as ClipProcessor
+except ImportError:  # The first releases of transformers 5 call it by the name that now means torchvision's resizing.
+    from transformers import CLIPImageProcessor as ClipProcessor
 
 from diffsight.backbones.base import resolve_device, resolve_dtype
-from diffsight.backbones.cards import assets, cards, find_card
-from diffsight.backbones.folders import PICKLES, one_line, read_json, weights_hash
+from diffsight.backbones.cards import Card, assets, cards, find_card
+from diffsight.backbones.folders import PICKLES, one_line, read_json
+from diffsight.backbones.loading import _frozen, _quiet
 from diffsight.backbones.text import check_length
-from diffsight.errors import InputError, ModelError
+from diffsight.errors import ModelError
 
-_GROUP = 64  # Images or texts that are encoded together.
+_GROUP = 64
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
+_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"]
+# What a CLIP of before 2023-06 says in its configuration, whatever its vocabulary is.
+_OLD_END = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ClipEncoder:
-    """A CLIP model; made by `load_clip`.
-
-    Attributes:
-        name: How the user called it.
-        model: transformers' own, frozen.
-        tokenizer: Of its texts.
-        processor: From a picture to its input.
-        provenance: Revision and hash of the weights.
-        device: Where it is.
-        dtype: What it computes in; embeddings are fp32 whatever it is.
-    """
+    """A frozen ``CLIPModel`` with its tokenizer and image processor; made by `load_clip`."""
 
     name: str
     model: CLIPModel
-    tokenizer: CLIPTokenizer
-    processor: CLIPImageProcessor
+    tokenizer: PreTrainedTokenizerBase
+    processor: BaseImageProcessor
     provenance: dict[str, str]
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return self.model.visual_projection.out_features
+
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """Embed RGB images: unit vectors, fp32."""
-        if not images:
-            raise InputError("There is no image to embed.")
-        parts = []
+        """Vectors of RGB images, of length 1, fp32, on the model's device."""
+        vectors = [torch.zeros(0, self.dim, device=self.device)]
         for start in range(0, len(images), _GROUP):
-            pixels = self.processor(images=list(images[start : start + _GROUP]), return_tensors="pt")["pixel_values"]
-            vision = self.model.vision_model(pixel_values=pixels.to(self.device, self.dtype))
-            parts.append(self.model.visual_projection(vision.pooler_output))
-        return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+            group = list(images[start : start + _GROUP])
+            pixels = _pixels(self.processor, group).to(self.device, self.dtype)
+            vectors.append(_unit(self.model.visual_projection(self.model.vision_model(pixel_values=pixels)[1])))
+        return torch.cat(vectors)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Embed texts: unit vectors, fp32.
+        """Vectors of texts, of length 1, fp32, on the model's device.
 
         Raises:
-            PromptError: If a text is longer than the model reads.
+            PromptError: If a text has more tokens than the model reads: its end would be ignored silently.
         """
-        if not texts:
-            raise InputError("There is no text to embed.")
-        check_length(self.tokenizer, texts, self.name)
-        parts = []
+        if texts:
+            check_length(self.tokenizer, texts, self.name)
+        vectors = [torch.zeros(0, self.dim, device=self.device)]
         for start in range(0, len(texts), _GROUP):
-            # Padded to one length always: the attention is causal, so what stands behind the end changes nothing.
+            # Padded to the full length on the right, whatever else is in the batch, and without a mask: attention looks
+            # back only and the vector is read at the end of the text, so that nothing after it can matter. With a mask
+            # transformers would choose another kernel when a neighbour is shorter.
             tokens = self.tokenizer(
                 list(texts[start : start + _GROUP]),
                 padding="max_length",
+                padding_side="right",
                 max_length=self.tokenizer.model_max_length,
                 return_tensors="pt",
-            ).to(self.device)
-            text = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-            parts.append(self.model.text_projection(text.pooler_output))
-        return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+            ).input_ids
+            pooled = self.model.text_model(input_ids=tokens.to(self.device))[1]
+            vectors.append(_unit(self.model.text_projection(pooled)))
+        return torch.cat(vectors)
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "n m"]:
-        """Cosine of each image and text times the learnt scale: CLIP's logits, comparable along rows and columns."""
+        """How well each image fits each text: the cosine of their vectors times the model's learnt scale, fp32.
+
+        These are CLIP's logits (`CLIPModel`'s ``logits_per_image``), not probabilities: no softmax over images or texts
+        is taken, so that values of different queries can be compared, as Winoground's scores do (2204.03162 §4).
+        """
         scale = self.model.logit_scale.detach().float().exp()
         return scale * self.images(images) @ self.texts(texts).T
 
     def identity(self) -> dict[str, str]:
-        """Revision, weights hash, dtype and preprocessing; not where the files lie."""
-        processing = {k: v for k, v in self.processor.to_dict().items() if not k.startswith("_")}
+        """Revision, weights hash, dtype, and how images and texts reach the network; not where the files lie."""
         return {
             **self.provenance,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "transform": json.dumps(processing, sort_keys=True, default=str),
+            "preprocessing": _described(self.processor),
+            "tokens": str(self.tokenizer.model_max_length),
         }
 
-
-def is_clip(name: str) -> bool:
-    """Whether a name means a CLIP model and not a diffusion model.
-
-    True for a card of that family, a folder whose config.json says so, and a Hub repository with "clip" in its name:
-    what a repository holds is only known once it has been downloaded.
-    """
-    if name in cards():
-        return cards()[name].family == "clip"
-    if name.startswith("hf:"):
-        return "clip" in name.partition("/")[2].partition("@")[0].lower()
-    folder = Path(name).expanduser()
-    if (folder / "model_index.json").exists() or not (folder / "config.json").is_file():
-        return False
-    try:
-        return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") == "clip"
-    except (OSError, ValueError, AttributeError):
-        return False
+    def __sklearn_clone__(self) -> Self:
+        # A cloned estimator shares the frozen model instead of copying it.
+        return self
 
 
 def load_clip(
@@ -122,78 +118,190 @@ def load_clip(
     """Load a CLIP model.
 
     Args:
-        name: A card's name (``"tiny-shapes-clip"``), a Hub repository (``"hf:openai/clip-vit-large-patch14"``, with
-            ``@revision`` if wanted), or a folder that transformers' ``save_pretrained`` wrote.
+        name: A card's name (``"tiny-shapes-clip"``), a Hub repository (``"hf:org/repo"`` or
+            ``"hf:org/repo@revision"``), or a local folder in transformers' format.
         device: Where to run; by default the GPU if there is one.
         dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``; by default bf16 on a GPU that has it and fp32 elsewhere.
-        revision: A commit, tag or branch of the Hub repository.
+        revision: A commit, tag or branch of the Hub repository instead of the card's.
+
+    Returns:
+        The model in evaluation mode, its weights frozen.
 
     Raises:
-        ModelError: If it is unknown, cannot be reached, is no CLIP model, or has no safetensors.
+        ModelError: If the model is unknown, cannot be reached, is no CLIP, is not complete, or has no safetensors.
         InputError: If the device or dtype does not exist.
     """
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
-    folder, called, found = _locate(str(name), revision)
-    config = read_json(folder / "config.json", "no CLIP model: it has no config.json")
-    if (kind := config.get("model_type")) != "clip":
-        raise ModelError(f"{name} is a model of type {kind!r} and not 'clip', the only baseline that diffsight reads.")
-    if not list(folder.glob("*.safetensors")):
-        held = [file.name for file in folder.glob("*") if file.suffix in PICKLES]
+    folder, card, found_revision = _locate(str(name), revision)
+    if (folder / "model_index.json").exists():
+        raise ModelError(f"{name} is a diffusion pipeline and no CLIP. Load it with diffsight.load.")
+    kind = read_json(folder / "config.json", "no CLIP model: it has no config.json").get("model_type")
+    if kind != "clip":
+        raise ModelError(f"{name} is a model of the type {kind!r}; only 'clip' is known here. Give a CLIP model.")
+    provenance = {"revision": found_revision, "weights": clip_hash(folder)}
+    if card and card.weights and card.weights != provenance["weights"]:
         raise ModelError(
-            f"{name} holds its weights only as a pickle ({held[0]}), which can run code when it is read. Convert it "
-            "once where you trust it: model.save_pretrained(FOLDER, safe_serialization=True)."
-            if held
-            else f"{name} has no weights: there is no .safetensors file in {folder}."
+            f"The weights of {card.name} in {folder} are not those of its card (SHA-256 {provenance['weights'][:12]}… "
+            f"and not {card.weights[:12]}…): a damaged or foreign copy. Install or download it again."
         )
-    digest = weights_hash(folder, (".",))
-    card = cards().get(called)
-    if card and card.weights and card.weights != digest:
-        raise ModelError(f"The weights of {called} in {folder} are not those of its card: a damaged or foreign copy.")
     try:
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=chosen_dtype, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        with _quiet():
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, dtype=chosen_dtype, local_files_only=True, output_loading_info=True
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            processor = ClipProcessor.from_pretrained(folder, local_files_only=True)
+            side = _pixels(processor, [Image.new("RGB", (5, 3))]).shape[-2:]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name} in {folder} cannot be loaded: {one_line(error)}") from error
-    torch.nn.Module.to(model, chosen_device)  # The method of transformers' own has another type.
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        # transformers fills them with random numbers.
+        raise ModelError(
+            f"The weights in {folder} lack {', '.join(missing[:3])} ({len(missing)} in all). Get them again."
+        )
+    if set(side) != {expected := model.vision_model.config.image_size}:
+        raise ModelError(
+            f"The preprocessor of {folder} makes images of {side[0]}×{side[1]} pixels, but the network reads "
+            f"{expected}×{expected}. Give the folder the model's own preprocessor_config.json."
+        )
+    _check_tokens(folder, model, tokenizer)
+    # Some repositories do not say how much the model reads, and the tokenizer then believes that it is without limit.
+    limit = model.text_model.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
     return ClipEncoder(
-        name=called,
-        model=model.eval().requires_grad_(False),
+        name=card.name if card else str(name),
+        model=_frozen(model, chosen_device),
         tokenizer=tokenizer,
         processor=processor,
-        provenance={"revision": found, "weights": digest},
+        provenance=provenance,
         device=chosen_device,
         dtype=chosen_dtype,
     )
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str, str]:
-    """The folder of a model, what to call it, and its revision."""
-    if name.startswith("hf:"):
-        repo, _, written = name.removeprefix("hf:").partition("@")
-        folder = _download(repo, revision or written or None)
-        return folder, name, f"{repo}@{folder.name}"
-    if name in cards() or not ("/" in name or Path(name).exists()):
-        card = find_card(name)
-        if card.family != "clip" or not card.embedded:
-            raise ModelError(f"{name} is no CLIP model. 'tiny-shapes-clip' comes with diffsight.")
-        return assets() / card.embedded, name, "embedded"
+def is_clip(name: str | Path) -> bool:
+    """Whether a name means a CLIP model, and so is for `load_clip` and not for `diffsight.load`.
+
+    Of a card its family decides, of a local folder what is in it. Of a Hub repository ``config.json`` is fetched (or
+    found in the cache): a few kilobytes, which loading needs anyway, and which a diffusion pipeline does not have.
+
+    Args:
+        name: As for `load_clip`.
+
+    Returns:
+        False also for what does not exist or cannot be reached: `diffsight.load` then says so.
+    """
+    name = str(name)
+    if name in cards():
+        return cards()[name].family == "clip"
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise ModelError(f"There is no folder {name}. A Hub model is written 'hf:org/repo@revision'.")
-    return folder, name, "local"
+    if name.startswith("hf:"):
+        try:
+            folder, _ = _download(name, None, ["config.json", "model_index.json"])
+        except ModelError:
+            return False
+    try:
+        kind = read_json(folder / "config.json", "").get("model_type")
+    except ModelError:
+        return False
+    return kind == "clip" and not (folder / "model_index.json").exists()
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def clip_hash(folder: Path) -> str:
+    """SHA-256 over the safetensors files of a CLIP and its tokenizer's vocabulary, by content and in order.
+
+    Raises:
+        ModelError: If the folder holds only pickles, no weights at all, or no vocabulary.
+    """
+    weights = sorted(file for file in folder.glob("model*.safetensors") if ".fp16." not in file.name)
+    if not weights:
+        pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
+        found = f"holds its weights only as a pickle ({pickles[0]})" if pickles else "holds no model.safetensors"
+        raise ModelError(
+            f"{folder} {found}. A pickle can run code when it is read, so diffsight reads safetensors only. Where a "
+            "repository has nothing else, convert it once where you trust it, with CLIPModel.from_pretrained(REPO)"
+            ".save_pretrained(FOLDER), copy its tokenizer and preprocessor files, and give that folder."
+        )
+    vocabulary = [folder / name for name in _VOCABULARY if (folder / name).exists()]
+    if not vocabulary:
+        raise ModelError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt). Copy its files.")
+    digest = hashlib.sha256()
+    for file in (*weights, *vocabulary):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
+    """The folder with the model's files, downloading them if need be; its card; its revision."""
+    patterns = [*_FILES, *_VOCABULARY, "model*.safetensors", "model.safetensors.index.json"]
+    if name.startswith("hf:"):
+        folder, found = _download(name, revision, patterns)
+        return folder, None, found
+    path = Path(name).expanduser()
+    if name not in cards() and (path.exists() or "/" in name or "\\" in name):
+        if not path.is_dir():
+            found = "is a file" if path.exists() else "does not exist"
+            raise ModelError(
+                f"{name} {found}. Give the folder that CLIPModel's save_pretrained writes, with its tokenizer and "
+                "preprocessor; a Hub model is written 'hf:org/repo@revision'."
+            )
+        return path, None, "local"
+    card = find_card(name)
+    if card.family != "clip":
+        raise ModelError(f"{name} is a diffusion model and no CLIP. Load it with diffsight.load.")
+    if card.embedded:
+        return assets() / card.embedded, card, "embedded"
+    folder, found = _download(f"hf:{card.repo}", revision or card.revision, patterns)
+    return folder, card, found
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+    """Fetch some files of ``hf:org/repo@revision``, or find them in the cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "preprocessor_config.json", "*token*.json", "vocab.json", "merges.txt", "*.safetensors"]
+    repo, _, written = name.removeprefix("hf:").partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(repo, revision=revision or written or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
         raise ModelError(
-            f"{repo} could not be had from the Hugging Face Hub ({one_line(error)}). Offline, give a local folder of "
-            "the model instead of its name."
+            f"The model could not be had from the Hugging Face Hub ({repo}: {one_line(error)}). Offline, give a local "
+            "folder instead of the name, or use tiny-shapes-clip."
         ) from error
+    return folder, f"{repo}@{folder.name}"
+
+
+def _check_tokens(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose end mark is not where the network reads a text's vector: it would be that of another.
+
+    transformers looks for the end mark that the configuration names, and takes the first token if there is none. Where
+    the configuration says 2, as the old ones do, it takes the highest id, which is the end in CLIP's own vocabulary.
+    """
+    config, largest = model.text_model.config, max(tokenizer.get_vocab().values())
+    read = largest if config.eos_token_id == _OLD_END else config.eos_token_id
+    if largest >= config.vocab_size or tokenizer.eos_token_id != read:
+        raise ModelError(
+            f"The tokenizer in {folder} is not the model's: it has {largest + 1} tokens and ends texts with number "
+            f"{tokenizer.eos_token_id}, where the network has {config.vocab_size} and looks for {read}. Give the "
+            "folder the files of the model's own tokenizer."
+        )
+
+
+def _pixels(processor: BaseImageProcessor, images: list[Image.Image]) -> Float[Tensor, "b 3 h w"]:
+    # Said, because a picture of three pixels' height could be taken for one of three channels.
+    return processor(images, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def _described(processor: BaseImageProcessor) -> str:
+    """The settings that change pixels, alike for a processor from any release of transformers."""
+    kept = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
+    settings = {k: v for k, v in processor.to_dict().items() if k in kept or k.startswith("do_")}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
+    return str(values)

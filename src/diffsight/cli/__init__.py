@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from diffsight.cli import classify, convert, doctor, evaluate, features, layers, ls, output, probing, rescore, search
+from diffsight.cli import (
+    classify,
+    convert,
+    doctor,
+    evaluate,
+    features,
+    layers,
+    ls,
+    match,
+    output,
+    probing,
+    rescore,
+    search,
+)
 from diffsight.errors import DiffsightError
 
 # What Typer raises for wrong options; of its family only BadParameter has a public name in every version.
@@ -34,6 +47,12 @@ on_features.command()(search.search)
 on_features.command()(probing.predict)
 on_features.command()(features.cka)
 app.add_typer(on_features, name="features")
+
+on_match = typer.Typer(rich_markup_mode=None, help="Images and texts: rank one query, run a task, explain a match.")
+on_match.command()(match.query)
+on_match.command()(match.run)
+on_match.command()(match.explain)
+app.add_typer(on_match, name="match")
 
 
 def _print_version(asked: bool) -> bool:

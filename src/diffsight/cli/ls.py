@@ -13,6 +13,7 @@ class Kind(StrEnum):
 
     models = "models"
     tasks = "tasks"
+    matching = "matching"
     policies = "policies"
     presets = "presets"
     probes = "probes"
@@ -22,6 +23,7 @@ class Kind(StrEnum):
 COLUMNS = {
     Kind.models: ("name", "parameters", "licence", "description"),
     Kind.tasks: ("name", "classes", "metric", "licence", "description"),
+    Kind.matching: ("name", "queries", "licence", "description"),
     Kind.policies: ("name", "default", "most calls", "description"),
     Kind.presets: ("name", "policy", "loss", "weighting", "template", "source"),
     Kind.probes: ("name", "layers", "timesteps", "grid", "head", "ImageNet top-1", "source"),
@@ -33,10 +35,11 @@ def ls(
     *,
     as_json: options.Json = False,
 ) -> int:
-    """List models, tasks, policies, presets of classification, or presets of probes on features by name."""
+    """List models, tasks of classification or matching, policies, presets of classification, or presets of probes."""
     lists = {
         Kind.models: models,
         Kind.tasks: tasks,
+        Kind.matching: matching,
         Kind.policies: policies,
         Kind.presets: presets,
         Kind.probes: probes,
@@ -86,6 +89,36 @@ def tasks() -> list[dict[str, Any]]:
         }
         for task in map(load_task, list_tasks())
     ]
+
+
+def matching() -> list[dict[str, Any]]:
+    """Matching tasks: what they choose among, licence of the data, and how a local copy has to look."""
+    from diffsight.data.compositional import BENCHMARKS
+    from diffsight.evaluation.match_tasks import BINDING
+
+    made = [
+        {
+            "name": name,
+            "queries": "1,000 of each test",
+            "licence": "rendered by diffsight",
+            "description": description,
+            "citation": "after Clark & Jaini, arXiv:2303.15233, Table 3",
+            "layout": "",
+        }
+        for name, description in BINDING.items()
+    ]
+    published = [
+        {
+            "name": known.name,
+            "queries": "of the local copy",
+            "licence": known.licence,
+            "description": known.description,
+            "citation": known.citation,
+            "layout": known.layout,
+        }
+        for known in BENCHMARKS.values()
+    ]
+    return made + published
 
 
 def policies() -> list[dict[str, Any]]:

@@ -115,9 +115,10 @@ def match_metrics(task: MatchTask, matches: Sequence[Match], *, calls: int) -> d
     """
     answers = {match.id: match for match in matches}
     judged = [query for query in task.queries if query.form == "grid" or query.positive is not None]
-    outcomes: list[Outcome] = [
-        judge(query, answers[query.id].scores, failure=answers[query.id].failure) for query in judged
-    ]
+    outcomes: list[Outcome] = []
+    for query in judged:
+        match, nothing = answers[query.id], np.full((len(query.images), len(query.texts)), np.nan)
+        outcomes.append(judge(query, nothing if match.failure else match.scores, failure=match.failure))
     return {
         "task": task.name,
         "queries": len(task.queries),

@@ -1,0 +1,362 @@
+"""`fit_adapter`: from a few queries with known answers to an adapter."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffsight.backbones.base import Backbone, Condition, ReadsText
+from diffsight.backbones.classes import refuse_unconditional
+from diffsight.backbones.clip import ClipEncoder
+from diffsight.data.queries import Query
+from diffsight.errors import InputError, nearest
+from diffsight.matching import scores
+from diffsight.matching.adapters import Adapter, model_identity, with_prompt
+from diffsight.matching.candidates import Candidates, Prepared, prepare
+from diffsight.matching.contest import measured
+from diffsight.matching.lora import injected, lora_state
+from diffsight.matching.settings import MatchSettings, weights_of
+from diffsight.matching.statistics import L2, Statistics
+from diffsight.matching.training import KINDS, Example, FitOptions, Trainer, set_loss
+from diffsight.scoring.elimination import Exhaustive
+from diffsight.scoring.scorer import LOSSES, Scorer
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, float | None], None]
+
+# Of He et al.'s code; what is not here is equal to our defaults.
+_PUBLISHED: Mapping[str, Any] = {
+    **{"kind": "lora", "loss": "hinge", "epochs": 50, "learning_rate": 1e-4},
+    **{"draws_per_step": 1, "paired": False},
+}
+_TOGETHER = 16  # Queries measured between two reports of progress.
+_PRIOR = 4.0  # How many differences the common spread of columns counts for, against a column's own.
+_SOFT = (1.0, 0.1, 0.01)  # The hinge's corner is made sharp in steps; it is rounded off by 0.01 log K in the end.
+
+
+def fit_options(name: str, values: Mapping[str, Any] | None = None) -> FitOptions:
+    """Options by name.
+
+    Args:
+        name: ``"weights"``, ``"prompt"``, ``"lora"``; or ``"discffusion"``, to train as He et al.'s code (2305.10722)
+            does: LoRA of rank 4, a hinge of margin 0.1, one query per step, one draw of its own for each candidate,
+            50 passes over the queries. Match with the `match_preset` of the same name.
+        values: Further options by name, as from a command line.
+
+    Raises:
+        InputError: If there is no such name or option, or a value makes no sense.
+    """
+    names, known = (*KINDS, "discffusion"), [field.name for field in fields(FitOptions)]
+    if name not in names:
+        raise InputError(f"Unknown kind of adapter {name!r}. {nearest(name, names)}")
+    for key in values or {}:
+        if key not in known:
+            raise InputError(f"Fitting has no option {key!r}. {nearest(key, known)}")
+    start = _PUBLISHED if name == "discffusion" else {"kind": name}
+    try:
+        return FitOptions(**{**start, **(values or {})})
+    except TypeError as error:
+        raise InputError(f"An option of fitting is of the wrong type; got {dict(values or {})}.") from error
+
+
+def fit_adapter(
+    backbone: Backbone,
+    queries: Sequence[Query],
+    *,
+    options: FitOptions | str = "weights",
+    settings: MatchSettings | None = None,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Adapter:
+    """Learn from queries whose answers are known. The model is left as it was.
+
+    Args:
+        backbone: The model.
+        queries: One image and texts, or one text and images, with the right candidate; or as many images as texts, of
+            which each row and each column is learnt from. One with an image or text that cannot be read is left out
+            and logged; ``notes["failed"]`` counts them.
+        options: What is learnt and how; or a name that `fit_options` knows.
+        settings: As they will be matched with. Its score is what a prompt or lora makes better; weights are a score of
+            their own.
+        batch_size: Rows per call of the model; does not change results. Training takes fewer where memory ends.
+        progress: Called with what is done, all there is to do, and the loss: steps; or for weights queries that are
+            measured, with a loss once they are fitted.
+
+    Raises:
+        InputError: If there is no query, one has no right candidate, none can be read, or the model has not what is to
+            be learnt.
+        ModelError: If PEFT is missing for lora, or the device has too little memory.
+        NumericsError: If training diverges.
+    """
+    options = fit_options(options) if isinstance(options, str) else options
+    settings, queries = settings or MatchSettings(), tuple(queries)
+    _check(backbone, queries, options, settings)
+    policy = settings.policy if isinstance(settings.policy, Exhaustive) else Exhaustive(num_draws=settings.draws)
+    weighs = options.kind == "weights"
+    if weighs and options.bands > policy.num_draws:
+        raise InputError(f"{policy.num_draws} draws cannot fill {options.bands} bands. Fewer bands, or more draws.")
+    score = scores.Weighted(((0.0,) * (1 + options.attention),)) if weighs else settings.score
+    ready = prepare(
+        backbone,
+        replace(settings, score=score),
+        [Candidates(pictures=query.images, texts=query.texts, policy=policy) for query in queries],
+        batch_size=batch_size,
+    )
+    failures = {queries[place].id: why for place, why in ready.failures.items()}
+    examples = {
+        queries[place].id: Example(images=field.images, texts=field.texts, sets=candidate_sets(queries[place]))
+        for field, place in zip(ready.fields, ready.places, strict=True)
+    }
+    if weighs and examples:
+        statistics = dict(zip(examples, _measure(ready, policy.num_draws, score, progress), strict=True))
+        bad = [name for name, one in statistics.items() if not np.isfinite(scores.features_of(one)).all()]
+        failures |= dict.fromkeys(bad, "the network gave a value that is not finite; try --dtype fp32")
+        examples = {name: one for name, one in examples.items() if name not in bad}
+    for name, why in failures.items():
+        log.warning("Query %s is not learnt from: %s", name, why)
+    if not examples:
+        raise InputError(f"None of {len(queries)} queries can be learnt from. {next(iter(failures.values()))}")
+    notes: dict[str, Any] = {"examples": len(examples), "failed": len(failures), "seed": options.seed}
+    if weighs:
+        learnt: dict[str, Any] = {}
+        kept = [statistics[name] for name in examples]
+        learnt["weights"], loss = fit_weights(kept, [one.sets for one in examples.values()], options)
+        if progress is not None:
+            progress(len(ready.fields), len(ready.fields), loss)
+    else:
+        learnt, loss = _train(backbone, ready, list(examples.values()), options, settings, progress)
+        notes |= {"rank": options.rank, "alpha": options.scale} if options.kind == "lora" else {}
+    notes |= {"loss": loss, "options": options.to_dict()}
+    return Adapter(
+        kind=options.kind, model=model_identity(backbone), settings=settings.to_dict(), notes=notes, **learnt
+    )
+
+
+def _check(backbone: Backbone, queries: Sequence[Query], options: FitOptions, settings: MatchSettings) -> None:
+    """Refuse what cannot be learnt, before anything is computed."""
+    if isinstance(backbone, ClipEncoder):
+        raise InputError(f"{backbone.name} is a CLIP model, which has no adapters. Give a diffusion model.")
+    refuse_unconditional(backbone)
+    if not queries:
+        raise InputError("There is no query to learn from. Give at least one, with its right candidate.")
+    names = [query.id for query in queries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"There are two queries {twice[0]!r}. Give each an id of its own.")
+    unknown = [query.id for query in queries if query.form != "grid" and query.positive is None]
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} of {len(queries)} queries have no positive, such as {unknown[0]!r}: nothing can be learnt "
+            "from them. Say which candidate is right, or leave them out."
+        )
+    if options.kind != "weights" and settings.score.name not in scores.SCORES:
+        raise InputError(
+            f"A {options.kind} cannot be trained by the score {settings.score.name!r}, which has no gradient. Use one "
+            f"of {', '.join(scores.SCORES)}."
+        )
+    if options.kind == "weights" and options.attention and not isinstance(backbone, ReadsText):
+        raise InputError(
+            f"{backbone.name} has no attention between image and text that could have weights. Fit with "
+            "attention=False, which weights the gain of the error by noise level."
+        )
+
+
+def candidate_sets(query: Query) -> tuple[Int[np.ndarray, " candidates"], ...]:
+    """Places of a query's pairs, in the order (image, text), that compete with each other; the right one first."""
+
+    def first(line: Int[np.ndarray, " candidates"], place: int) -> Int[np.ndarray, " candidates"]:
+        return np.concatenate([line[[place]], np.delete(line, place)])
+
+    if query.form != "grid":
+        return (first(np.arange(query.count), query.positive or 0),)
+    table = np.arange(query.count**2).reshape(query.count, query.count)
+    return tuple(first(line, place) for lines in (table, table.T) for place, line in enumerate(lines))
+
+
+def _measure(ready: Prepared, draws: int, score: scores.Score, progress: Progress | None) -> list[Statistics]:
+    found: list[Statistics] = []
+    while len(found) < len(ready.fields):
+        found += measured(ready.ledger, ready.fields[len(found) : len(found) + _TOGETHER], draws, score)
+        if progress is not None:
+            progress(len(found), len(ready.fields), None)
+    return found
+
+
+def fit_weights(
+    statistics: Sequence[Statistics], sets: Sequence[Sequence[Int[np.ndarray, " candidates"]]], options: FitOptions
+) -> tuple[Float[Tensor, "bands columns"], float]:
+    """Fit `Weighted` to what was measured: a convex problem, solved by L-BFGS in float64.
+
+    The zero-shot score is the gain of the error's norm, scaled so that its spread in the candidate sets is 1. What is
+    learnt is added: weights δ of all columns, each divided by its own spread there. The sum of the losses plus
+    ridge · columns / 2 · ‖δ‖² is minimised. So with ridge 1 what is learnt has, before any example is seen, as much
+    spread as the zero-shot score, however many columns there are; one example turns it by little, and many by as much
+    as they agree. From few examples the spread of a column is badly known, and one in which they happen to be alike
+    would get a huge weight: the mean of all columns of its kind counts as 4 differences more.
+
+    Args:
+        statistics: One for each query.
+        sets: Places of the pairs that compete in each, the right one first.
+        options: Bands, ridge, loss and margin.
+
+    Returns:
+        The weights, and the mean loss without the penalty.
+    """
+    from scipy.optimize import minimize
+
+    tables = [_by_band(one, options.bands) for one in statistics]
+    shape = tables[0].shape[1:]
+    own = [table[pairs].reshape(len(pairs), -1) for table, some in zip(tables, sets, strict=True) for pairs in some]
+    apart = np.concatenate([one - one.mean(0) for one in own]).reshape(-1, *shape)
+    free = len(apart) - len(own)
+    spread = _spread(apart, free)
+    zero_shot = np.zeros(shape)
+    zero_shot[:, -1] = 1 / (math.sqrt((apart[:, :, -1].sum(1) ** 2).sum() / free) or 1)
+    longest = max(map(len, own))
+    wrong = [np.pad(one[1:] - one[0], ((0, longest - len(one)), (0, 0)), constant_values=np.nan) for one in own]
+    differences = torch.from_numpy(np.stack(wrong))
+    absent, differences = differences[:, :, 0].isnan(), differences.nan_to_num()
+    before = differences @ torch.from_numpy(zero_shot.ravel())
+    differences = differences / torch.from_numpy(spread.ravel())
+    penalty = options.ridge * np.count_nonzero(apart.any(0))
+    hinge = options.loss == "hinge"
+
+    def losses(learnt: Tensor, softness: float) -> Tensor:
+        gaps = (before + differences @ learnt).masked_fill(absent, -math.inf)
+        return set_loss(gaps, margin=options.margin if hinge else 0.0, softness=softness)
+
+    @torch.enable_grad()
+    def objective(values: np.ndarray, softness: float) -> tuple[float, np.ndarray]:
+        learnt = torch.from_numpy(values).requires_grad_()
+        total = losses(learnt, softness).sum() + penalty / 2 * learnt.square().sum()
+        return float(total), torch.autograd.grad(total, learnt)[0].numpy()
+
+    found = np.zeros(zero_shot.size)
+    limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-9}
+    for softness in _SOFT if hinge else (1.0,):
+        found = minimize(objective, found, (softness,), method="L-BFGS-B", jac=True, options=limits).x
+    loss = losses(torch.from_numpy(found), 0.0 if hinge else 1.0).mean()
+    return torch.from_numpy(zero_shot + found.reshape(shape) / spread), float(loss)
+
+
+def _spread(apart: Float[np.ndarray, "rows bands columns"], free: int) -> Float[np.ndarray, "bands columns"]:
+    """Of each column in the candidate sets; 1 of one that is constant."""
+    squares = (apart**2).sum(0)
+    for kind in (slice(None, -1), slice(-1, None)):
+        found = squares[:, kind]
+        common = found[found > 0].mean() / free if found.any() else 1.0
+        squares[:, kind] = np.where(found > 0, (found + _PRIOR * common) / (free + _PRIOR), 1.0)
+    return np.sqrt(squares)
+
+
+def _by_band(statistics: Statistics, bands: int) -> Float[np.ndarray, "pairs bands columns"]:
+    """What `Weighted` multiplies with its weights: the sum over the draws of each band, over the number of draws."""
+    features = scores.features_of(statistics)
+    band = np.minimum((statistics.times * bands).astype(int), bands - 1)
+    return np.stack([features[band == one].sum(0) for one in range(bands)], axis=1) / len(features)
+
+
+def _train(
+    backbone: Backbone,
+    ready: Prepared,
+    examples: Sequence[Example],
+    options: FitOptions,
+    settings: MatchSettings,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], float]:
+    """Train a prompt or low-rank matrices: what was learnt, by its name in `Adapter`, and the loss."""
+    scorer, count = ready.ledger.scorer, len(backbone.schedule)
+    low, high = (round(share * count) for share in settings.timesteps)
+    levels = (min(low, count - 1), max(high, low + 1))
+
+    def score(under_text: Tensor, under_null: Tensor | None, weights: Tensor) -> Tensor:
+        columns, size = scorer.losses[len(LOSSES) :], math.prod(backbone.latent_shape)
+        return differentiable(settings.score, under_text, under_null, weights, columns=columns, size=size)
+
+    def trained(parameters: Sequence[nn.Parameter], now: Callable[[], Scorer]) -> float:
+        return Trainer(
+            scorer=now,
+            parameters=parameters,
+            images=ready.ledger.images,
+            examples=examples,
+            score=score,
+            needs_null=settings.score.needs_null,
+            weights=weights_of(settings, torch.arange(*levels), backbone),
+            levels=levels,
+            options=options,
+            batch_size=ready.ledger.batch_size,
+        ).train(progress=progress)
+
+    if options.kind == "prompt":
+        prompt = nn.Parameter(start_of_prompt(scorer.condition, options.tokens, options.seed))
+        loss = trained([prompt], lambda: replace(scorer, condition=with_prompt(scorer.condition, prompt)))
+        return {"prompt": prompt.detach().cpu()}, loss
+    with injected(backbone.network, rank=options.rank, alpha=options.scale, seed=options.seed) as parameters:
+        loss = trained(parameters, lambda: scorer)
+        return {"lora": lora_state(backbone.network)}, loss
+
+
+def start_of_prompt(condition: Condition, tokens: int, seed: int) -> Float[Tensor, "tokens width"]:
+    """The mean of all tokens of the texts, and a little noise by which the new tokens differ; fp32.
+
+    Raises:
+        InputError: If the model reads no tokens.
+    """
+    states = condition.tensors.get("encoder_hidden_states")
+    if states is None:
+        raise InputError("Prompt tokens need a model that reads texts as tokens. Fit 'weights' or 'lora'.")
+    flat = states.detach().float().flatten(0, 1)
+    noise = torch.randn(tokens, flat.shape[1], generator=torch.Generator().manual_seed(seed)).to(flat.device)
+    return flat.mean(0) + 0.02 * flat.std() * noise
+
+
+def differentiable(
+    score: scores.Score,
+    pairs: Float[Tensor, "draws pairs columns"],
+    null: Float[Tensor, "draws pairs columns"] | None,
+    weights: Float[Tensor, "draws pairs"],
+    *,
+    columns: tuple[str, ...],
+    size: int,
+) -> Float[Tensor, "draws pairs"]:
+    """`Score.per_draw` in torch, which has a gradient.
+
+    Args:
+        score: What is compared.
+        pairs: What a scorer gives under the text.
+        null: The same under the empty text; None where it is equal for all candidates and is left out.
+        weights: Of each draw's error.
+        columns: Names of the attention's columns.
+        size: Numbers in a latent.
+
+    Raises:
+        InputError: If the score is none of those by name.
+    """
+
+    def gain(power: float) -> Tensor:
+        under_text, under_null = (0 if x is None else (x[..., L2] * size) ** power for x in (pairs, null))
+        return weights * (under_null - under_text)
+
+    def attention(kind: str) -> Tensor:
+        shares = torch.as_tensor(scores.layer_shares(columns), dtype=pairs.dtype, device=pairs.device)
+        under_text = pairs[..., len(LOSSES) :] @ shares
+        if kind == "ignore":
+            return under_text
+        under_null = 0 if null is None else null[..., len(LOSSES) :] @ shares
+        return under_text - under_null if kind == "subtract" else (under_text + under_null) / 2
+
+    match score:
+        case scores.PMI():
+            return gain(1.0) / size
+        case scores.DenoisingError():
+            return -weights * pairs[..., L2]
+        case scores.Attention():
+            return attention(score.null)
+        case scores.Hybrid():
+            return score.alpha * attention(score.null) + score.beta * gain(0.5)
+    raise InputError(f"There is no gradient of the score {score.name!r}.")

@@ -1,0 +1,335 @@
+"""How adapters are fitted, as a value; and training what stands inside of a frozen denoiser, by gradients through it.
+
+A step draws noise levels and noises that all candidates of a query share, and makes the right ones better than the
+wrong. Sharing matters: noise and level change a score far more than another text does, and cancel in a difference.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffsight.backbones.encoding import Encoded
+from diffsight.diffusion.noise import NoiseBank
+from diffsight.errors import InputError, ModelError, NumericsError, nearest
+from diffsight.scoring.elimination import check_count
+from diffsight.scoring.scorer import Requests, Scorer
+
+KINDS = ("weights", "prompt", "lora")
+LOSSES = ("infonce", "hinge")
+CLIP = 1.0  # Norm of the gradient at most, as in He et al.'s code.
+
+_TRAINED = ("steps", "epochs", "learning_rate", "weight_decay", "queries_per_step", "draws_per_step", "paired")
+_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "weights": ("bands", "ridge", "attention"),
+    "prompt": (*_TRAINED, "temperature", "tokens"),
+    "lora": (*_TRAINED, "temperature", "rank", "alpha"),
+}
+_LEARNING_RATES = {"prompt": 1e-2, "lora": 1e-3}
+_STREAM = 2**32  # Seeds of training, apart from those of the noise that is matched with.
+_LOOKED_AT = 64  # Queries by which the temperature is measured.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """Everything that decides what is learnt, apart from the queries and the settings of matching.
+
+    Attributes:
+        kind: ``weights`` of the statistics that a denoiser gives anyway: fitted in seconds, after measuring as for
+            matching; ``prompt``: tokens before those of each text; ``lora``: low-rank matrices in all attention layers.
+            The last two are trained through the denoiser.
+        loss: ``infonce``: cross-entropy of the softmax over candidates; ``hinge`` on the hardest wrong candidate.
+        margin: Of the hinge, in units of the score; for weights, in spreads of the zero-shot score.
+        seed: Of start, draws and order. Weights have nothing random.
+        bands: For weights: equal parts of the schedule with weights of their own.
+        ridge: For weights: how strongly they are held to the zero-shot solution, see `fit_weights`.
+        attention: For weights: whether attention has some, or the gain of the error alone.
+        tokens: For prompt: how many.
+        rank: For lora: of the matrices.
+        alpha: For lora: their product is multiplied by ``alpha / rank``; None is the rank.
+        steps: For prompt and lora, as all below: how many; 200 if neither these nor epochs are given.
+        epochs: Passes over the queries, instead of steps.
+        learning_rate: Of AdamW, constant; None is 1e-2 for a prompt and 1e-3 for lora.
+        weight_decay: Of AdamW.
+        queries_per_step: Whose losses are averaged.
+        draws_per_step: Noise levels and noises over which a score is averaged in training.
+        paired: Whether the candidates of a query share their draws, as in matching; or each has its own, as published.
+        temperature: Of infonce: scores are divided by it. It is not learnt. None measures it before training: the
+            spread of scores in a query, so that it suits any score. Weights find their own scale.
+
+    Raises:
+        InputError: If an option is unknown, out of range, or of another kind or loss than is asked for.
+    """
+
+    kind: str = "weights"
+    loss: str = "infonce"
+    margin: float = 0.1
+    seed: int = 0
+    bands: int = 4
+    ridge: float = 1.0
+    attention: bool = True
+    tokens: int = 4
+    rank: int = 4
+    alpha: float | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 1e-2
+    queries_per_step: int = 1
+    draws_per_step: int = 4
+    paired: bool = True
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("kind of adapter", self.kind, KINDS), ("loss", self.loss, LOSSES)):
+            if value not in known:
+                raise InputError(f"Unknown {what} {value!r}. {nearest(str(value), known)}")
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
+        for name, value in given.items():
+            if (owners := [kind for kind in KINDS if name in _ONLY_FOR[kind]]) and self.kind not in owners:
+                raise InputError(f"{name} is an option of {' and '.join(owners)}, not of {self.kind}. Leave it out.")
+            if name in ("bands", "tokens", "rank", "steps", "epochs", "queries_per_step", "draws_per_step"):
+                check_count(name, value)
+            if name in ("ridge", "alpha", "learning_rate", "temperature") and not 0 < value < math.inf:
+                raise InputError(f"{name} must be a finite number over 0; got {value!r}.")
+            if name in ("margin", "weight_decay") and not 0 <= value < math.inf:
+                raise InputError(f"{name} must be a finite number of at least 0; got {value!r}.")
+        check_count("seed", self.seed, least=0)
+        if foreign := {"margin": "infonce", "temperature": "hinge"}.items() & {(name, self.loss) for name in given}:
+            raise InputError(f"The loss {self.loss!r} has no {next(iter(foreign))[0]}. Leave it out.")
+        if self.steps is not None and self.epochs is not None:
+            raise InputError(f"Give steps or epochs, not both; got {self.steps} and {self.epochs}.")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.learning_rate or _LEARNING_RATES[self.kind]
+
+    @property
+    def scale(self) -> float:
+        """The alpha of low-rank matrices."""
+        return float(self.alpha or self.rank)
+
+    def steps_for(self, queries: int) -> int:
+        """How many steps there are."""
+        return math.ceil(queries / self.queries_per_step) * self.epochs if self.epochs else self.steps or 200
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options of this kind, as JSON values."""
+        others = {name for names in _ONLY_FOR.values() for name in names} - {*_ONLY_FOR[self.kind]}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
+
+
+def set_loss(
+    gaps: Float[Tensor, "sets wrong"], *, margin: float = 0.0, softness: float = 1.0
+) -> Float[Tensor, " sets"]:
+    """The loss s · log(1 + Σ exp((gap + margin) / s)) with softness s, which is two well-known ones.
+
+    With softness 1 and no margin it is InfoNCE, the cross-entropy of the softmax over candidates. As softness goes to 0
+    it becomes max(0, max gap + margin), the hinge on the hardest wrong candidate, and at 0 it is that.
+
+    Args:
+        gaps: Score of each wrong candidate less that of the right one; -inf where there is none.
+        margin: By which the right candidate has to be better.
+        softness: Of the maximum.
+    """
+    if softness == 0:
+        return (gaps.amax(1) + margin).clamp(min=0)
+    exponents = torch.cat([torch.zeros_like(gaps[:, :1]), (gaps + margin) / softness], dim=1)
+    return softness * exponents.logsumexp(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Example:
+    """A query to learn from.
+
+    Attributes:
+        images: The image of each pair, as in a `Ledger`.
+        texts: The text of each pair.
+        sets: Places of the pairs that compete, the right one first; a grid has a set for each of its rows and columns.
+    """
+
+    images: Int[np.ndarray, " pairs"]
+    texts: Int[np.ndarray, " pairs"]
+    sets: tuple[Int[np.ndarray, " candidates"], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Trainer:
+    """A model with parameters in it that can learn, and what they learn from.
+
+    Attributes:
+        scorer: Gives the scorer with the parameters as they are; its levels and noise are not used.
+        parameters: What is trained.
+        images: Encoded.
+        examples: Of these images.
+        score: With a gradient, from what a scorer gives under the text, under the empty text (None where it cancels
+            out), and the weight of the error, all of them by draw and pair.
+        needs_null: Whether the score looks at the empty text.
+        weights: Timestep weight of each level, with mean 1.
+        levels: First level of the schedule to look at, and the one after the last.
+        options: How.
+        batch_size: Rows per call of the model.
+    """
+
+    scorer: Callable[[], Scorer]
+    parameters: Sequence[nn.Parameter]
+    images: Sequence[Encoded]
+    examples: Sequence[Example]
+    score: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    needs_null: bool
+    weights: Float[np.ndarray, " levels"]
+    levels: tuple[int, int]
+    options: FitOptions
+    batch_size: int
+
+    @torch.enable_grad()
+    def train(self, *, progress: Callable[[int, int, float], None] | None = None) -> float:
+        """Run all steps; the parameters have learnt afterwards.
+
+        Args:
+            progress: Called with the steps that are done, all steps, and the loss of the last one.
+
+        Returns:
+            Mean loss of the last pass over the examples.
+
+        Raises:
+            NumericsError: If the loss is no longer finite.
+            ModelError: If a single row does not fit the device.
+        """
+        options, batch_size = self.options, self.batch_size
+        generator = torch.Generator().manual_seed(options.seed)
+        temperature = options.temperature or self._spread(generator) if options.loss == "infonce" else 1.0
+        optimizer = torch.optim.AdamW(self.parameters, lr=options.rate, weight_decay=options.weight_decay)
+        steps = options.steps_for(len(self.examples))
+        order: list[int] = []
+        losses: list[float] = []
+        for step in range(steps):
+            order = order or torch.randperm(len(self.examples), generator=generator).tolist()
+            chosen, order = order[: options.queries_per_step], order[options.queries_per_step :]
+            optimizer.zero_grad()
+            loss = 0.0
+            for number, place in enumerate(chosen):
+                work = self._draw(self.examples[place], (step + 1) * options.queries_per_step + number, generator)
+                part, batch_size = self._add_gradient(work, temperature, 1 / len(chosen), batch_size)
+                loss += part / len(chosen)
+            nn.utils.clip_grad_norm_(self.parameters, CLIP)
+            if not math.isfinite(loss):
+                raise NumericsError(
+                    f"The loss is not finite at step {step + 1} of {steps}. Lower the learning rate "
+                    f"({options.rate:g}), or compute in fp32."
+                )
+            optimizer.step()
+            losses.append(loss)
+            if progress is not None:
+                progress(step + 1, steps, loss)
+        return float(np.mean(losses[-math.ceil(len(self.examples) / options.queries_per_step) :]))
+
+    def _draw(self, example: Example, number: int, generator: torch.Generator) -> "_Work":
+        """Choose levels and noises: a level from each equal part of the range, so that a few draws see all of it."""
+        (low, high), draws, pairs = self.levels, self.options.draws_per_step, len(example.images)
+        own = 1 if self.options.paired else pairs
+        share = (torch.arange(draws)[:, None] + torch.rand(draws, own, generator=generator)) / draws
+        levels = (low + (share * (high - low)).long()).clamp(max=high - 1)
+        draw = np.broadcast_to(np.arange(draws * own).reshape(draws, own), (draws, pairs))
+        images, texts = (np.broadcast_to(x, draw.shape) for x in (example.images, example.texts))
+        wanted = [np.stack([images, draw, texts], axis=-1)]
+        # Of one image and shared draws, the empty text's part is a constant in every difference.
+        if self.needs_null and not (own == 1 and (images == images[0, 0]).all()):
+            wanted.append(np.stack([images, draw, np.full_like(texts, len(self.scorer().condition) - 1)], axis=-1))
+        rows, place = np.unique(np.concatenate(wanted).reshape(-1, 3), axis=0, return_inverse=True)
+        return _Work(
+            sets=example.sets,
+            rows=rows,
+            place=torch.from_numpy(place.reshape(-1, draws, pairs)),
+            weights=torch.from_numpy(self.weights)[levels - low].float().expand(draws, pairs),
+            levels=levels.flatten(),
+            bank=NoiseBank(seed=_STREAM * (1 + number) + self.options.seed, shared=True),
+        )
+
+    def _add_gradient(self, work: "_Work", temperature: float, share: float, batch_size: int) -> tuple[float, int]:
+        """Add to the parameters' gradient that of a query's loss times ``share``; give the loss, and the rows that fit.
+
+        Candidates meet in the loss only, and there by their scores. So where rows do not fit into one call, a first
+        pass gives the loss's gradient by each row's numbers, and a second one, call by call, that of the parameters.
+        """
+        while True:
+            parts = [slice(at, at + batch_size) for at in range(0, len(work.rows), batch_size)]
+            try:
+                if len(parts) == 1:
+                    loss = self._loss(work, self._values(work, parts[0]), temperature)
+                    found = [self._gradient(loss, None)]
+                else:
+                    with torch.no_grad():
+                        values = torch.cat([self._values(work, part) for part in parts])
+                    loss = self._loss(work, values.requires_grad_(), temperature)
+                    (by_row,) = torch.autograd.grad(loss, values)
+                    found = [self._gradient(self._values(work, part), by_row[part]) for part in parts]
+                break
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    raise ModelError(
+                        f"{self.scorer().backbone.name} does not fit the device in training: one row with its gradient "
+                        "ran out of memory. Use dtype 'bf16', or fit 'weights', which needs no gradient."
+                    ) from error
+            torch.cuda.empty_cache()
+            batch_size = max(1, min(batch_size, len(work.rows)) // 2)
+        for parameter, *own in zip(self.parameters, *found, strict=True):
+            # None where nothing depends on it, as on matrices behind the last layer whose attention is read.
+            for one in (one * share for one in own if one is not None):
+                parameter.grad = one if parameter.grad is None else parameter.grad + one
+        return float(loss), batch_size
+
+    def _gradient(self, outputs: Tensor, by_row: Tensor | None) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(outputs, list(self.parameters), by_row, allow_unused=True)
+
+    def _values(self, work: "_Work", part: slice) -> Float[Tensor, "rows columns"]:
+        rows = work.rows[part]
+        slots, image = np.unique(rows[:, 0], return_inverse=True)
+        chosen = [self.images[slot] for slot in slots.tolist()]
+        x0 = torch.stack([one.x0 for one in chosen if one.x0 is not None])
+        scorer = replace(self.scorer(), levels=work.levels, bank=work.bank)
+        requests = Requests(image=image.reshape(-1), draw=rows[:, 1], arm=rows[:, 2])
+        return scorer.score_with_gradient(x0, [one.id for one in chosen], requests)
+
+    def _loss(self, work: "_Work", values: Float[Tensor, "rows columns"], temperature: float) -> Float[Tensor, ""]:
+        scores, hinge = self._scores(work, values), self.options.loss == "hinge"
+        gaps = [(scores[own[1:]] - scores[own[:1]])[None] / temperature for own in map(torch.from_numpy, work.sets)]
+        margin, softness = (self.options.margin, 0.0) if hinge else (0.0, 1.0)
+        return torch.cat([set_loss(gap, margin=margin, softness=softness) for gap in gaps]).mean()
+
+    def _scores(self, work: "_Work", values: Float[Tensor, "rows columns"]) -> Float[Tensor, " pairs"]:
+        under_text, *rest = values[work.place.to(values.device)]
+        return self.score(under_text, rest[0] if rest else None, work.weights.to(values.device)).mean(0)
+
+    @torch.no_grad()
+    def _spread(self, generator: torch.Generator) -> float:
+        """How far the scores of a set lie apart before training; a temperature by which the logits' spread is 1."""
+        squares, free, size = 0.0, 0, self.batch_size
+        for number, example in enumerate(self.examples[:_LOOKED_AT]):
+            work = self._draw(example, number, generator)
+            values = torch.cat([self._values(work, slice(at, at + size)) for at in range(0, len(work.rows), size)])
+            scores = self._scores(work, values).double()
+            for own in map(torch.from_numpy, work.sets):
+                squares += float((scores[own] - scores[own].mean()).square().sum())
+                free += len(own) - 1
+        spread = math.sqrt(squares / free)
+        return spread if 0 < spread < math.inf else 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Work:
+    """The rows of a query in one step, each once: image, draw and text; and where each pair's are, null last."""
+
+    sets: tuple[Int[np.ndarray, " candidates"], ...]
+    rows: Int[np.ndarray, "rows 3"]
+    place: Int[Tensor, "texts_and_null draws pairs"]
+    weights: Float[Tensor, "draws pairs"]
+    levels: Int[Tensor, " all_draws"]
+    bank: NoiseBank

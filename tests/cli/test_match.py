@@ -1,0 +1,157 @@
+import json
+import re
+from contextlib import contextmanager
+
+import pytest
+
+from diffsight.cli import output
+from diffsight.evaluation import matching
+
+QUICK = ["--draws", "3"]
+TEXTS = ["--text", "a cat", "--text", "a dog"]
+
+
+@pytest.fixture
+def match(run, sd):
+    return lambda *arguments: run("match", *arguments, "--model", sd, *QUICK)
+
+
+@pytest.fixture
+def queries(tmp_path, photos):
+    rows = [
+        {"id": "one", "image": "cat/1.png", "texts": ["a cat", "a dog"], "positive": 0, "tags": "easy"},
+        {"id": "two", "text": "a dog", "images": ["cat/1.png", "dog/1.png", "dog/2.png"], "positive": 1},
+        {"id": "gone", "image": "cat/9.png", "texts": ["a cat", "a dog"], "positive": 0},
+        {"id": "long", "image": "cat/2.png", "texts": ["a cat", "cat " * 40], "positive": 0},
+        {"id": "pairs", "images": ["cat/1.png", "dog/1.png"], "texts": ["a cat", "a dog"]},
+    ]
+    file = tmp_path / "queries.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return [file, "--images", photos]
+
+
+def test_captions_are_ranked_for_an_image(match, photos):
+    done = match("query", photos / "cat/1.png", *TEXTS)
+    assert done.code == 0
+    assert done.err == ""
+    assert sorted(re.findall(r"^ *[+-]\d\.\d{5}  (a \w+)$", done.out, re.M)) == ["a cat", "a dog"]
+    assert "9 calls" in done.out
+    values = json.loads(match("query", photos / "cat/1.png", *TEXTS, "--json").out)
+    scores = [one["score"] for one in values["ranking"]]
+    assert scores == sorted(scores, reverse=True)
+    assert values["best"] == values["ranking"][0]["candidate"]
+    assert values["tied"] == []
+
+
+def test_images_are_ranked_for_a_caption(match, photos):
+    done = match("query", photos / "cat/1.png", photos / "dog/1.png", "--text", "a dog", "--json")
+    assert {one["candidate"] for one in json.loads(done.out)["ranking"]} == {
+        str(photos / "cat/1.png"), str(photos / "dog/1.png"),
+    }  # fmt: skip
+
+
+def test_several_of_both_are_a_matrix(match, photos):
+    images = [photos / "cat/1.png", photos / "dog/1.png"]
+    values = json.loads(match("query", *images, *TEXTS, "--json").out)
+    assert [len(row) for row in values["scores"]] == [2, 2]
+    alone = json.loads(match("query", images[1], *TEXTS, "--json").out)
+    found = {one["candidate"]: one["score"] for one in alone["ranking"]}
+    assert found == pytest.approx({"a cat": values["scores"][1][0], "a dog": values["scores"][1][1]}, abs=1e-6)
+    assert re.search(r"^1: a cat$", match("query", *images, *TEXTS).out, re.M)
+
+
+@pytest.mark.parametrize("score", ["pmi", "error", "attention", "hybrid"])
+def test_every_score_can_be_asked_for(match, photos, score):
+    assert match("query", photos / "cat/1.png", *TEXTS, "--score", score).code == 0
+
+
+def test_a_task_is_answered_with_chance_and_failures(match, queries, tmp_path):
+    done = match("run", *queries, "--out", tmp_path / "run")
+    assert done.code == 3
+    assert re.search(r"all +accuracy +\S+ \[.*\] +chance 41.7% +2 queries", done.out)
+    assert re.search(r"all +group +\S+ \[.*\] +chance 16.7% +1 queries", done.out)
+    assert re.search(r"easy +accuracy", done.out)
+    assert "1 failed, 1 rows that are no query" in done.out
+    again = match("run", *queries, "--out", tmp_path / "run", "--json")
+    metrics = json.loads(again.out)["metrics"]
+    assert (metrics["queries"], metrics["failed"], metrics["no_query"]) == (4, 1, 1)
+    assert metrics["results"]["accuracy"]["queries"] == 2
+    assert metrics["blind"]["texts"] is None
+
+
+def test_an_interrupted_run_is_continued(match, queries, tmp_path, monkeypatch):
+    monkeypatch.setattr(matching.evaluate_matching, "__kwdefaults__", {"commit_every": 2, "progress": None})
+    whole = json.loads(match("run", *queries, "--out", tmp_path / "whole", "--json").out)
+
+    @contextmanager
+    def interrupted(total, what="images"):
+        def report(done, calls):
+            if done > 2:
+                raise KeyboardInterrupt
+
+        yield report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "progress", interrupted)
+        done = match("run", *queries, "--out", tmp_path / "run")
+    assert done.code == 130
+    assert "same command continues" in done.err
+    continued = json.loads(match("run", *queries, "--out", tmp_path / "run", "--json").out)
+    assert continued["metrics"] == whole["metrics"]
+
+
+def test_other_settings_do_not_join_a_run(match, queries, tmp_path):
+    match("run", *queries, "--out", tmp_path / "run")
+    done = match("run", *queries, "--out", tmp_path / "run", "--seed", 1)
+    assert done.code == 2
+    assert "settings.seed" in done.err
+
+
+def test_the_cost_is_told_beforehand(match, queries, tmp_path):
+    done = match("run", *queries, "--out", tmp_path / "run", "--dry-run")
+    assert done.code == 0
+    assert re.search(r"calls +\d+", done.out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_attribute_binding_is_a_task(match, tmp_path):
+    done = match("run", "binding/colour|shape", "--limit", 3, "--out", tmp_path / "run", "--json")
+    assert json.loads(done.out)["metrics"]["results"]["by_tag"]["colour|shape"]["accuracy"]["queries"] == 3
+
+
+def test_an_explanation_tells_of_each_word(match, photos, tmp_path):
+    done = match("explain", photos / "cat/1.png", "--text", "a cat", "--figure", tmp_path / "deep" / "cat.png")
+    assert done.code == 0
+    assert re.search(r"^cat +0\.\d+ +most at x \d+%, y \d+%$", done.out, re.M)
+    assert (tmp_path / "deep" / "cat.png").stat().st_size > 1000
+    values = json.loads(match("explain", photos / "cat/1.png", "--text", "a cat", "--json").out)
+    assert values["words"] == ["start", "a", "cat", "end"]
+    assert len(values["gain_by_timestep"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query", "{photo}", "--text", "a cat"], "nothing to choose from"),
+        (["query", "{photo}", "--text", "a cat", "--text", "a cat"], "twice"),
+        (["query", "none.png", *TEXTS], "none.png"),
+        (["query", "{photo}", "--text", "a cat", "--text", "cat " * 40], "tokens"),
+        (["query", "{photo}", *TEXTS, "--score", "pmmi"], "pmi"),
+        (["query", "{photo}", *TEXTS, "--score", "clip"], "diffusion model"),
+        (["query", "{photo}", *TEXTS, "--timesteps", "0.4"], "two numbers"),
+        (["query", "{photo}", *TEXTS, "--timesteps", "0.9,0.4"], "first and last"),
+        (["query", "{photo}", *TEXTS, "--score", "attention", "--layers", "mid.9"], "mid.0"),
+        (["query", "{photo}", *TEXTS, "--preset", "discffusion"], "--draws"),
+        (["query", "{photo}", *TEXTS, "--adapter", "none"], "no adapter"),
+        (["run", "bindingg", "--out", "x"], "binding"),
+        (["run", "binding/color", "--out", "x"], "colour"),
+        (["run", "winoground", "--out", "x"], "--data"),
+        (["run", "none.jsonl", "--out", "x"], "none.jsonl"),
+        (["run", "binding"], "--out"),
+    ],
+)
+def test_wrong_input_is_refused(match, photos, arguments, message):
+    done = match(*(argument.format(photo=photos / "cat/1.png") for argument in arguments))
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
