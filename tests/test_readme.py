@@ -1,7 +1,7 @@
 """Every command and every program of the README runs.
 
-Commands run in a folder with what the README speaks of: photo.jpg, holiday/, names.txt, a checkpoint. Models that would
-have to be downloaded are replaced by small ones; REPLACED lists the rest.
+Commands run in a folder with what the README speaks of: photo.jpg, holiday/, names.txt, queries, a checkpoint. Models
+that would have to be downloaded are replaced by small ones; REPLACED lists the rest.
 """
 
 import re
@@ -31,6 +31,7 @@ REPLACED = {
     "--task pets": "--task holiday",
     "--task aircraft": "--task holiday",
     "--limit 100": "--limit 1",
+    "holiday/cat/*.png": "holiday/cat/0.png holiday/cat/1.png",  # as the shell does
     "path/to/my-model": str(assets() / "tiny-fashion"),
 }
 
@@ -80,6 +81,7 @@ def folder(tmp_path_factory):
         for number, source in enumerate(sorted((SAMPLES / kind).iterdir())[:6]):
             Image.open(source).save(place / "holiday" / name / f"{number}.png")
     (place / "names.txt").write_text("cat\ndog\n")
+    (place / "queries.jsonl").write_text('{"image": "photo.jpg", "texts": ["a cat", "a dog"], "positive": 0}\n')
     original = Reference(
         image_size=ADM.image_size,
         num_channels=ADM.channels,

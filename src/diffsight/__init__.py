@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffsight.data.images import ImageTransform as ImageTransform
     from diffsight.data.images import open_image as open_image
     from diffsight.data.prompts import PromptSet as PromptSet
+    from diffsight.data.queries import Query as Query
     from diffsight.data.sources import open_source as open_source
     from diffsight.diffusion.noise import NoiseBank as NoiseBank
     from diffsight.diffusion.prediction import Prediction as Prediction
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from diffsight.evaluation.task import load_task as load_task
     from diffsight.features.extractor import FeatureExtractor as FeatureExtractor
     from diffsight.features.probe import FeatureProbe as FeatureProbe
+    from diffsight.matching.fitting import fit_adapter as fit_adapter
+    from diffsight.matching.matcher import ImageTextMatcher as ImageTextMatcher
+    from diffsight.matching.settings import MatchSettings as MatchSettings
     from diffsight.scoring.elimination import Exhaustive as Exhaustive
     from diffsight.scoring.elimination import Staged as Staged
     from diffsight.scoring.racing import Forecast as Forecast
@@ -41,18 +45,22 @@ _HOME = {
     "Exhaustive": "diffsight.scoring.elimination",
     "FeatureExtractor": "diffsight.features.extractor",
     "FeatureProbe": "diffsight.features.probe",
+    "ImageTextMatcher": "diffsight.matching.matcher",
     "ImageTransform": "diffsight.data.images",
+    "MatchSettings": "diffsight.matching.settings",
     "NoiseBank": "diffsight.diffusion.noise",
     "PairedTTest": "diffsight.scoring.racing",
     "Forecast": "diffsight.scoring.racing",
     "PooledRace": "diffsight.scoring.racing",
     "Prediction": "diffsight.diffusion.prediction",
     "PromptSet": "diffsight.data.prompts",
+    "Query": "diffsight.data.queries",
     "Race": "diffsight.scoring.racing",
     "Schedule": "diffsight.diffusion.schedule",
     "Settings": "diffsight.zero_shot.settings",
     "Staged": "diffsight.scoring.elimination",
     "evaluate": "diffsight.evaluation.runner",
+    "fit_adapter": "diffsight.matching.fitting",
     "load": "diffsight.backbones",
     "load_task": "diffsight.evaluation.task",
     "make_job": "diffsight.evaluation.runner",

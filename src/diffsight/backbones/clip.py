@@ -22,7 +22,7 @@ except ImportError:  # The first releases of transformers 5 call it by the name 
 from diffsight.backbones.base import resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
 from diffsight.backbones.folders import PICKLES, one_line, read_json
-from diffsight.backbones.loading import _frozen, _quiet
+from diffsight.backbones.loading import frozen, quiet
 from diffsight.backbones.text import check_length
 from diffsight.errors import ModelError
 
@@ -146,7 +146,7 @@ def load_clip(
             f"and not {card.weights[:12]}…): a damaged or foreign copy. Install or download it again."
         )
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = CLIPModel.from_pretrained(
                 folder, use_safetensors=True, dtype=chosen_dtype, local_files_only=True, output_loading_info=True
             )
@@ -172,7 +172,7 @@ def load_clip(
     tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
     return ClipEncoder(
         name=card.name if card else str(name),
-        model=_frozen(model, chosen_device),
+        model=frozen(model, chosen_device),
         tokenizer=tokenizer,
         processor=processor,
         provenance=provenance,

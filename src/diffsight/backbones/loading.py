@@ -65,6 +65,8 @@ def load(
     """
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
+    if str(name) in cards() and find_card(str(name)).family == "clip":
+        raise ModelError(f"{name} is a CLIP model and draws nothing: it is for 'diffsight match' alone.")
     folder, card, found_revision = _locate(str(name), revision)
     index = read_json(folder / "model_index.json", "no diffusers model: it has no model_index.json")
     pipeline = index.get("_class_name")
@@ -80,7 +82,7 @@ def load(
     build = {"latent_unet": _latent_unet, "transformer": _transformer, "pixel_unet": _pixel_unet}[family]
     called = card.name if card else str(name)
     try:
-        with _quiet():
+        with quiet():
             return build(folder, called, card, index, provenance, device=chosen_device, dtype=chosen_dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, ModelError):
@@ -164,12 +166,12 @@ def _latent_unet(
         folder / "text_encoder", use_safetensors=True, dtype=torch.float32, local_files_only=True
     )
     config = read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
-    space = LatentSpace(_frozen(vae, device))
+    space = LatentSpace(frozen(vae, device))
     return LatentUNet(
         name=called,
-        unet=_frozen(unet, device),
+        unet=frozen(unet, device),
         space=space,
-        text_encoder=_frozen(text_encoder, device),
+        text_encoder=frozen(text_encoder, device),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         schedule=from_config(config),
         prediction=_prediction(config),
@@ -202,12 +204,12 @@ def _transformer(
     config = read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
     if _prediction(config) != "eps":
         raise ModelError(f"{folder} is a DiT with {config['prediction_type']!r} prediction; only eps is known.")
-    space = LatentSpace(_frozen(vae, device))
+    space = LatentSpace(frozen(vae, device))
     labels = index.get("id2label") or {}
     count = network.config.num_embeds_ada_norm
     return ClassTransformer(
         name=called,
-        transformer=_frozen(network, device),
+        transformer=frozen(network, device),
         space=space,
         schedule=from_config(config),
         transform=_transform(folder, card, network.config.sample_size * space.factor, resize="adm"),
@@ -247,7 +249,7 @@ def _pixel_unet(
     labels = index.get("id2label") or {}
     return PixelUNet(
         name=called,
-        unet=_frozen(unet, device),
+        unet=frozen(unet, device),
         schedule=from_config(config),
         prediction=_prediction(config),
         transform=_transform(folder, card, height, resize="adm", grayscale=unet.config.in_channels == 1),
@@ -275,12 +277,13 @@ def _prediction(config: Mapping[str, Any]) -> Space:
     return PREDICTIONS[kind]
 
 
-def _frozen(network: Network, device: torch.device) -> Network:
+def frozen(network: Network, device: torch.device) -> Network:
+    """Put a network on its device, in evaluation mode, and keep its weights from being trained."""
     return network.to(device).eval().requires_grad_(False)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' progress bars and advice out of the user's output while they load weights."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

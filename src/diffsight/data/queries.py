@@ -46,7 +46,7 @@ class Crop:
         return image.crop(inside)
 
 
-Picture = Path | Image.Image | Crop
+Picture = Path | str | Image.Image | Crop
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -58,7 +58,7 @@ class Query:
 
     Attributes:
         id: Its name, unique in its data set.
-        images: Files, parts of files, or pictures.
+        images: Files, parts of files, or pictures. Paths given as text become paths.
         texts: Captions.
         positive: Place of the right candidate, or None where it is not known; for several of both always None.
         tags: What kind of query it is, for results by kind.
@@ -74,6 +74,8 @@ class Query:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        files = tuple(Path(image) if isinstance(image, str) else image for image in self.images)
+        object.__setattr__(self, "images", files)
         if not self.images or not self.texts or len(self.images) * len(self.texts) == 1:
             raise InputError(
                 f"Query {self.id!r} has {len(self.images)} image(s) and {len(self.texts)} text(s): nothing to choose "

@@ -154,7 +154,7 @@ def _content(picture: Picture) -> str:
         return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
     path, box = (picture.path, picture.box) if isinstance(picture, Crop) else (picture, None)
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {box}"
     except OSError:
         return f"unreadable {box}"

@@ -168,19 +168,35 @@ def load_adapter(path: Path | str) -> Adapter:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         if about["format"] != FORMAT:
             raise InputError(f"The adapter {path} has format {about['format']}; this version reads {FORMAT}.")
+        learnt: dict[str, Any] = {
+            "weights": tensors.get(_WEIGHTS),
+            "prompt": tensors.get(_PROMPT),
+            "lora": {key.removeprefix(_LORA): value for key, value in tensors.items() if key.startswith(_LORA)} or None,
+        }
+        # Without what its kind says it would be used as if nothing had been learnt.
+        if (held := [kind for kind, value in learnt.items() if value is not None]) != [about["kind"]]:
+            raise ValueError(f"kind {about['kind']!r}, but it holds {held}")
+        if about["kind"] == "lora" and not {"rank", "alpha"} <= about["notes"].keys():
+            raise KeyError("rank, alpha")
         return Adapter(
-            kind=about["kind"],
-            model=about["model"],
-            settings=about["settings"],
-            notes=about["notes"],
-            weights=tensors.get(_WEIGHTS),
-            prompt=tensors.get(_PROMPT),
-            lora={key.removeprefix(_LORA): value for key, value in tensors.items() if key.startswith(_LORA)} or None,
+            kind=about["kind"], model=about["model"], settings=about["settings"], notes=about["notes"], **learnt
         )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no adapter of diffsight ({error!r}). 'diffsight match fit' writes one.") from error
 
 
 def settings_of(adapter: Adapter, settings: MatchSettings) -> MatchSettings:
-    """The settings to match with: those given, with the score that was learnt."""
+    """The settings to match with: those given, with the score that was learnt.
+
+    Raises:
+        InputError: If weights of attention were learnt, and it would be read in another way here.
+    """
+    here = settings.to_dict()
+    if adapter.weights is not None and adapter.weights.shape[1] > 1:
+        for key in ("layers", "tokens", "pooling"):
+            if here[key] != adapter.settings.get(key):
+                raise InputError(
+                    f"This adapter weighs attention that was read with {key} {adapter.settings.get(key)!r}; here it is "
+                    f"{here[key]!r}. Match with the settings that it was fitted with."
+                )
     return replace(settings, score=adapter.score(settings.score))

@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float | None], None]
 
 # Of He et al.'s code; what is not here is equal to our defaults.
-_PUBLISHED: Mapping[str, Any] = {
-    **{"kind": "lora", "loss": "hinge", "epochs": 50, "learning_rate": 1e-4},
-    **{"draws_per_step": 1, "paired": False},
+_PUBLISHED: Mapping[str, Any] = {"kind": "lora", "loss": "hinge", "epochs": 50, "learning_rate": 1e-4} | {
+    "draws_per_step": 1,
+    "paired": False,
 }
 _TOGETHER = 16  # Queries measured between two reports of progress.
 _PRIOR = 4.0  # How many differences the common spread of columns counts for, against a column's own.
-_SOFT = (1.0, 0.1, 0.01)  # The hinge's corner is made sharp in steps; it is rounded off by 0.01 log K in the end.
+_SOFT = (1.0, 0.1, 0.01, 1e-3)  # The hinge's corner is made sharp in steps, and is rounded off by 0.001 log K at last.
 
 
 def fit_options(name: str, values: Mapping[str, Any] | None = None) -> FitOptions:
@@ -96,11 +96,9 @@ def fit_adapter(
     """
     options = fit_options(options) if isinstance(options, str) else options
     settings, queries = settings or MatchSettings(), tuple(queries)
-    _check(backbone, queries, options, settings)
     policy = settings.policy if isinstance(settings.policy, Exhaustive) else Exhaustive(num_draws=settings.draws)
+    _check(backbone, queries, options, policy.num_draws)
     weighs = options.kind == "weights"
-    if weighs and options.bands > policy.num_draws:
-        raise InputError(f"{policy.num_draws} draws cannot fill {options.bands} bands. Fewer bands, or more draws.")
     score = scores.Weighted(((0.0,) * (1 + options.attention),)) if weighs else settings.score
     ready = prepare(
         backbone,
@@ -108,62 +106,59 @@ def fit_adapter(
         [Candidates(pictures=query.images, texts=query.texts, policy=policy) for query in queries],
         batch_size=batch_size,
     )
-    failures = {queries[place].id: why for place, why in ready.failures.items()}
+    failures = dict(ready.failures)
     examples = {
-        queries[place].id: Example(images=field.images, texts=field.texts, sets=candidate_sets(queries[place]))
+        place: Example(images=field.images, texts=field.texts, sets=candidate_sets(queries[place]))
         for field, place in zip(ready.fields, ready.places, strict=True)
     }
-    if weighs and examples:
-        statistics = dict(zip(examples, _measure(ready, policy.num_draws, score, progress), strict=True))
-        bad = [name for name, one in statistics.items() if not np.isfinite(scores.features_of(one)).all()]
+    measured_of: dict[int, Statistics] = {}
+    if weighs:
+        measured_of = dict(zip(examples, _measure(ready, policy.num_draws, score, progress), strict=True))
+        bad = [place for place, one in measured_of.items() if not np.isfinite(scores.features_of(one)).all()]
         failures |= dict.fromkeys(bad, "the network gave a value that is not finite; try --dtype fp32")
-        examples = {name: one for name, one in examples.items() if name not in bad}
-    for name, why in failures.items():
-        log.warning("Query %s is not learnt from: %s", name, why)
+        examples = {place: one for place, one in examples.items() if place not in bad}
+    for place, why in sorted(failures.items()):
+        log.warning("Query %s is not learnt from: %s", queries[place].id, why)
     if not examples:
         raise InputError(f"None of {len(queries)} queries can be learnt from. {next(iter(failures.values()))}")
     notes: dict[str, Any] = {"examples": len(examples), "failed": len(failures), "seed": options.seed}
+    learnt: dict[str, Any] = {}
     if weighs:
-        learnt: dict[str, Any] = {}
-        kept = [statistics[name] for name in examples]
-        learnt["weights"], loss = fit_weights(kept, [one.sets for one in examples.values()], options)
+        statistics, sets = [measured_of[place] for place in examples], [one.sets for one in examples.values()]
+        learnt["weights"], loss = fit_weights(statistics, sets, options)
         if progress is not None:
             progress(len(ready.fields), len(ready.fields), loss)
     else:
         learnt, loss = _train(backbone, ready, list(examples.values()), options, settings, progress)
-        notes |= {"rank": options.rank, "alpha": options.scale} if options.kind == "lora" else {}
+    if options.kind == "lora":
+        notes |= {"rank": options.rank, "alpha": options.scale}
     notes |= {"loss": loss, "options": options.to_dict()}
     return Adapter(
         kind=options.kind, model=model_identity(backbone), settings=settings.to_dict(), notes=notes, **learnt
     )
 
 
-def _check(backbone: Backbone, queries: Sequence[Query], options: FitOptions, settings: MatchSettings) -> None:
+def _check(backbone: Backbone, queries: Sequence[Query], options: FitOptions, draws: int) -> None:
     """Refuse what cannot be learnt, before anything is computed."""
+    weighs = options.kind == "weights"
     if isinstance(backbone, ClipEncoder):
         raise InputError(f"{backbone.name} is a CLIP model, which has no adapters. Give a diffusion model.")
     refuse_unconditional(backbone)
     if not queries:
         raise InputError("There is no query to learn from. Give at least one, with its right candidate.")
-    names = [query.id for query in queries]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"There are two queries {twice[0]!r}. Give each an id of its own.")
     unknown = [query.id for query in queries if query.form != "grid" and query.positive is None]
     if unknown:
         raise InputError(
             f"{len(unknown)} of {len(queries)} queries have no positive, such as {unknown[0]!r}: nothing can be learnt "
             "from them. Say which candidate is right, or leave them out."
         )
-    if options.kind != "weights" and settings.score.name not in scores.SCORES:
+    if not isinstance(backbone, ReadsText) and (options.kind == "prompt" or (weighs and options.attention)):
         raise InputError(
-            f"A {options.kind} cannot be trained by the score {settings.score.name!r}, which has no gradient. Use one "
-            f"of {', '.join(scores.SCORES)}."
+            f"{backbone.name} reads no text as tokens: there is no attention to weigh, and no prompt. Fit 'lora', or "
+            "'weights' with attention=False, which weighs the gain of the error by noise level."
         )
-    if options.kind == "weights" and options.attention and not isinstance(backbone, ReadsText):
-        raise InputError(
-            f"{backbone.name} has no attention between image and text that could have weights. Fit with "
-            "attention=False, which weights the gain of the error by noise level."
-        )
+    if weighs and options.bands > draws:
+        raise InputError(f"{draws} draws cannot fill {options.bands} bands. Take fewer bands, or more draws.")
 
 
 def candidate_sets(query: Query) -> tuple[Int[np.ndarray, " candidates"], ...]:
@@ -234,7 +229,7 @@ def fit_weights(
     def objective(values: np.ndarray, softness: float) -> tuple[float, np.ndarray]:
         learnt = torch.from_numpy(values).requires_grad_()
         total = losses(learnt, softness).sum() + penalty / 2 * learnt.square().sum()
-        return float(total), torch.autograd.grad(total, learnt)[0].numpy()
+        return float(total.detach()), torch.autograd.grad(total, learnt)[0].numpy()
 
     found = np.zeros(zero_shot.size)
     limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-9}
@@ -302,17 +297,10 @@ def _train(
 
 
 def start_of_prompt(condition: Condition, tokens: int, seed: int) -> Float[Tensor, "tokens width"]:
-    """The mean of all tokens of the texts, and a little noise by which the new tokens differ; fp32.
-
-    Raises:
-        InputError: If the model reads no tokens.
-    """
-    states = condition.tensors.get("encoder_hidden_states")
-    if states is None:
-        raise InputError("Prompt tokens need a model that reads texts as tokens. Fit 'weights' or 'lora'.")
-    flat = states.detach().float().flatten(0, 1)
-    noise = torch.randn(tokens, flat.shape[1], generator=torch.Generator().manual_seed(seed)).to(flat.device)
-    return flat.mean(0) + 0.02 * flat.std() * noise
+    """The mean of all tokens of the texts, and a little noise by which the new tokens differ; fp32."""
+    states = condition.tensors["encoder_hidden_states"].detach().float().flatten(0, 1)
+    noise = torch.randn(tokens, states.shape[1], generator=torch.Generator().manual_seed(seed)).to(states.device)
+    return states.mean(0) + 0.02 * states.std() * noise
 
 
 def differentiable(
@@ -359,4 +347,4 @@ def differentiable(
             return attention(score.null)
         case scores.Hybrid():
             return score.alpha * attention(score.null) + score.beta * gain(0.5)
-    raise InputError(f"There is no gradient of the score {score.name!r}.")
+    raise InputError(f"The score {score.name!r} has no gradient. Use one of {', '.join(scores.SCORES)}.")

@@ -284,7 +284,7 @@ class Trainer:
             # None where nothing depends on it, as on matrices behind the last layer whose attention is read.
             for one in (one * share for one in own if one is not None):
                 parameter.grad = one if parameter.grad is None else parameter.grad + one
-        return float(loss), batch_size
+        return float(loss.detach()), batch_size
 
     def _gradient(self, outputs: Tensor, by_row: Tensor | None) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(outputs, list(self.parameters), by_row, allow_unused=True)
