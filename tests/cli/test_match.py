@@ -129,6 +129,31 @@ def test_an_explanation_tells_of_each_word(match, photos, tmp_path):
     assert len(values["gain_by_timestep"]) == 3
 
 
+@pytest.mark.parametrize("kind", ["weights", "prompt", "lora"])
+def test_a_few_queries_are_learnt_from(match, run, sd, photos, tmp_path, kind):
+    extra = [] if kind == "weights" else ["--steps", 2]
+    task = ["fit", "binding/shape", "--kind", kind, "--shots", 2, "--test", 3, *extra]
+    done = match(*task, "--out", tmp_path / "learnt")
+    assert done.code == 0
+    assert re.search(r"zero-shot +\S+% \[.*\]\nfitted +\S+% \[", done.out)
+    values = json.loads(match(*task, "--out", tmp_path / "again", "--json").out)
+    assert (values["notes"]["examples"], values["tested"], values["fitted"]["queries"]) == (2, 3, 3)
+    used = match("query", photos / "cat/1.png", *TEXTS, "--adapter", tmp_path / "learnt.safetensors")
+    assert used.code == 0
+    foreign = run(
+        "match",
+        "query",
+        photos / "cat/1.png",
+        *TEXTS,
+        "--model",
+        "tiny-fashion",
+        "--adapter",
+        tmp_path / "learnt.safetensors",
+    )
+    assert foreign.code == 2
+    assert "another model" in foreign.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -148,6 +173,9 @@ def test_an_explanation_tells_of_each_word(match, photos, tmp_path):
         (["run", "winoground", "--out", "x"], "--data"),
         (["run", "none.jsonl", "--out", "x"], "none.jsonl"),
         (["run", "binding"], "--out"),
+        (["fit", "binding/shape", "--kind", "lorra", "--out", "x"], "lora"),
+        (["fit", "binding/shape", "--shots", "1000", "--out", "x"], "1000"),
+        (["fit", "none.jsonl", "--out", "x"], "none.jsonl"),
     ],
 )
 def test_wrong_input_is_refused(match, photos, arguments, message):

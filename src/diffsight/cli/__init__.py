@@ -15,6 +15,7 @@ from diffsight.cli import (
     layers,
     ls,
     match,
+    match_fit,
     output,
     probing,
     rescore,
@@ -48,10 +49,13 @@ on_features.command()(probing.predict)
 on_features.command()(features.cka)
 app.add_typer(on_features, name="features")
 
-on_match = typer.Typer(rich_markup_mode=None, help="Images and texts: rank one query, run a task, explain a match.")
+on_match = typer.Typer(
+    rich_markup_mode=None, help="Images and texts: rank one query, run a task, explain a match, learn."
+)
 on_match.command()(match.query)
 on_match.command()(match.run)
 on_match.command()(match.explain)
+on_match.command()(match_fit.fit)
 app.add_typer(on_match, name="match")
 
 
