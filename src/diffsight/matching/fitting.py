@@ -183,7 +183,7 @@ def _measure(ready: Prepared, draws: int, score: scores.Score, progress: Progres
 
 
 def fit_weights(
-    statistics: Sequence[Statistics], sets: Sequence[Sequence[Int[np.ndarray, " candidates"]]], options: FitOptions
+    statistics: Sequence[Statistics], sets: Sequence[Sequence[Int[np.ndarray, " _"]]], options: FitOptions
 ) -> tuple[Float[Tensor, "bands columns"], float]:
     """Fit `Weighted` to what was measured: a convex problem, solved by L-BFGS in float64.
 
