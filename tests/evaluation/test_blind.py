@@ -129,7 +129,7 @@ def test_texts_that_leak_are_found_out_although_each_is_there_many_times():
 
 
 def test_case_is_not_read():
-    queries = random_queries(80, wrong=lambda text: f"kaban not {text}"[:30])
+    queries = random_queries(200)
     mixed = [choose(n, map(str.upper, query.texts), query.positive) for n, query in enumerate(queries[::2])]
     mixed += [choose(f"b{n}", query.texts, query.positive) for n, query in enumerate(queries[1::2])]
     plain = [choose(n, query.texts, query.positive) for n, query in enumerate(queries[::2] + queries[1::2])]
@@ -230,7 +230,9 @@ def test_damaged_picture_is_no_reason_to_stop(tmp_path):
         assert blind_baseline(queries).texts.queries == 31
 
 
-@pytest.mark.parametrize(("options", "says"), [({"folds": 1}, "got 1"), ({"level": 1.5}, "got 1.5")])
+@pytest.mark.parametrize(
+    ("options", "says"), [({"folds": 1}, "got 1"), ({"folds": 21}, "got 21"), ({"level": 1.5}, "got 1.5")]
+)
 def test_options_that_make_no_sense_are_refused(options, says):
     with pytest.raises(InputError, match=says):
         blind_baseline(random_queries(30), **options)

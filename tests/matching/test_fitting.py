@@ -90,8 +90,7 @@ def problem(seed, *, count=40, candidates=5, columns=6, draws=4, column=2):
 
 
 def accuracy(weights, statistics, sets):
-    score = Weighted(tuple(map(tuple, weights.tolist())))
-    means = [score.per_draw(one, np.ones(len(one.times))).mean(0) for one in statistics]
+    means = scores_of(weights, statistics)
     return np.mean([mean.argmax() == own[0] for mean, some in zip(means, sets, strict=True) for own in some])
 
 
@@ -134,14 +133,38 @@ def test_hinge_of_pairs_is_a_support_vector_machine_on_differences():
     assert loss == pytest.approx(np.maximum(0, 1 - np.where(right == 1, 1, -1) * (difference @ found)).mean())
 
 
-def test_the_pull_is_to_the_zero_shot_score_at_spread_1():
-    statistics, sets = problem(0)
-    weights, _ = fit_weights(statistics, sets, FitOptions(bands=2, ridge=1e9))
-    torch.testing.assert_close(weights[:, :-1], torch.zeros(2, 6, dtype=torch.float64), atol=1e-6, rtol=0)
-    assert weights[0, -1] == pytest.approx(float(weights[1, -1]), rel=1e-6)
+def scores_of(weights, statistics):
     score = Weighted(tuple(map(tuple, weights.tolist())))
-    means = [score.per_draw(one, np.ones(4)).mean(0) for one in statistics]
-    assert np.sqrt(np.mean([mean.var(ddof=1) for mean in means])) == pytest.approx(1, abs=1e-6)
+    return [score.per_draw(one, np.ones(len(one.times))).mean(0) for one in statistics]
+
+
+def test_the_pull_is_to_the_zero_shot_score():
+    statistics, sets = problem(0)
+    for loss in ("infonce", "hinge"):
+        weights, _ = fit_weights(statistics, sets, FitOptions(bands=2, ridge=1e9, loss=loss))
+        torch.testing.assert_close(weights[:, :-1], torch.zeros(2, 6, dtype=torch.float64), atol=1e-6, rtol=0)
+        assert weights[0, -1] == pytest.approx(float(weights[1, -1]), rel=1e-6)
+        assert weights[0, -1] > 0
+    spread = np.sqrt(np.mean([mean.var(ddof=1) for mean in scores_of(weights, statistics)]))
+    assert spread == pytest.approx(1, abs=1e-6)
+
+
+def test_the_zero_shot_score_is_as_loud_as_it_is_right():
+    """Its factor is that of logistic regression with one column, but for the prior, and never negative."""
+    rng = np.random.default_rng(0)
+    found = []
+    for share in (1.0, 0.9, 0.5, 0.1):
+        gain = rng.normal(size=(200, 1, 2)) * 0.1
+        statistics = [made_up(np.zeros((1, 2, 0)), one) for one in gain]
+        right = np.where(rng.random(200) < share, gain[:, 0].argmax(1), gain[:, 0].argmin(1))
+        sets = [[np.array([one, 1 - one])] for one in right]
+        weights, _ = fit_weights(statistics, sets, FitOptions(bands=1, ridge=1e9, attention=False))
+        found.append(float(weights))
+        if share == 0.9:
+            difference = (gain[:, 0, 1] - gain[:, 0, 0])[:, None]
+            free = LogisticRegression(C=1e9, fit_intercept=False, tol=1e-8).fit(difference, right).coef_.item()
+            assert found[-1] == pytest.approx(free, rel=0.05)
+    assert found[0] > found[1] > found[2] > found[3] > 0
 
 
 @pytest.mark.parametrize("loss", [{}, {"loss": "hinge", "margin": 1.0}], ids=["infonce", "hinge"])
@@ -282,8 +305,8 @@ def test_weights_of_the_gain_alone_need_no_attention(tiny, queries, tmp_path):
 
 
 TRAINED = {
-    "prompt": FitOptions(kind="prompt", steps=15, learning_rate=3e-2, queries_per_step=2),
-    "lora": FitOptions(kind="lora", steps=15, learning_rate=3e-3, queries_per_step=2),
+    "prompt": FitOptions(kind="prompt", steps=15, learning_rate=3e-2),
+    "lora": FitOptions(kind="lora", steps=15, learning_rate=3e-3),
 }
 
 
@@ -303,7 +326,7 @@ def test_training_makes_the_loss_smaller_and_leaves_the_model_alone(tiny, querie
     options = replace(TRAINED[kind], loss=loss)
     adapter = fit_adapter(tiny, queries[:2], options=options, settings=FEW, progress=lambda *call: calls.append(call))
     assert [call[:2] for call in calls] == [(step + 1, 15) for step in range(15)]
-    assert adapter.notes["loss"] == calls[-1][2]
+    assert adapter.notes["loss"] == pytest.approx(np.mean([calls[-1][2], calls[-2][2]]))
     assert list(tiny.network.named_modules()) == modules
     assert set(vars(tiny.network)) == attributes
     after = tiny.network.state_dict()
@@ -368,7 +391,7 @@ def test_neither_the_order_of_candidates_nor_the_batch_size_decides(tiny, querie
     """Rows that do not fit into one call have the same gradient in several."""
     some = [queries[0], *others]
     settings = MatchSettings(draws=4, score=Hybrid())
-    options = FitOptions(kind=kind, steps=3, draws_per_step=3, queries_per_step=2)
+    options = FitOptions(kind=kind, steps=3, draws_per_step=3)
     whole = fit_adapter(tiny, some, options=options, settings=settings)
     parts = fit_adapter(tiny, some, options=options, settings=settings, batch_size=5)
     turned = [
@@ -415,7 +438,7 @@ def test_the_paper_trains_low_rank_matrices_unpaired(small, queries):
     options = fit_options("discffusion")
     assert (options.kind, options.rank, options.scale, options.loss, options.margin) == ("lora", 4, 4, "hinge", 0.1)
     assert (options.rate, options.weight_decay, options.steps_for(95)) == (1e-4, 1e-2, 50 * 95)
-    assert (options.paired, options.draws_per_step, options.queries_per_step) == (False, 1, 1)
+    assert (options.paired, options.draws_per_step) == (False, 1)
     settings = match_preset("discffusion")
     adapter = fit_adapter(small, queries[:2], options=fit_options("discffusion", {"epochs": 1}), settings=settings)
     assert (adapter.notes["rank"], adapter.notes["alpha"], adapter.notes["examples"]) == (4, 4.0, 2)
@@ -480,7 +503,10 @@ def test_options_that_make_no_sense_are_refused(values, message):
 def test_options_have_names(tiny, queries):
     assert fit_options("lora", {"rank": 8, "epochs": 2}) == FitOptions(kind="lora", rank=8, epochs=2)
     assert FitOptions(**FitOptions(kind="lora", rank=8).to_dict()) == FitOptions(kind="lora", rank=8)
-    assert FitOptions(kind="lora", epochs=3, queries_per_step=2).steps_for(5) == 9
+    assert FitOptions(kind="lora", epochs=3).steps_for(5) == 15
+    assert fit_options("discffusion", {"steps": 7}).steps_for(95) == 7
+    with pytest.raises(InputError, match="wrong type"):
+        fit_options("lora", {"learning_rate": "fast"})
     with pytest.raises(InputError, match=r"no option 'rang'.*'rank'"):
         fit_options("lora", {"rang": 8})
     with pytest.raises(InputError, match="'weights'"):

@@ -63,13 +63,14 @@ def blind_baseline(queries: Iterable[Query], *, folds: int = 5, level: float = 0
 
     No text (as words, whatever its case and punctuation) and no image (file, or pixels) that a model is tested with was
     in its training. Queries that share one, or are linked by others that do, are tested together. Where this would
-    put over half of them together, as with wrong texts that are the right ones of other queries, only those that share
-    an image are tested together, and texts of the test are left out of the training.
+    leave less than 20 groups or put over half of the queries into one, as with wrong texts that are the right ones of
+    other queries, only those that share an image are tested together, and texts of the test are left out of the
+    training.
 
     A result far above its chance says that texts leak. One near chance does not say that they do not: a better reader
-    may find more. In a set that is balanced on purpose it can be below chance, which means no more than chance. It is
-    None, with a reason, for less than 20 queries, or where too little is left to train on: for instance if all queries
-    choose among the same few texts.
+    may find more. One far below it says that right texts of one part are like wrong texts of the others, as in sets
+    that are balanced on purpose. It is None, with a reason, for less than 20 queries, and where less than 20 images or
+    too few texts are left to learn from: for instance if all queries choose among the same few texts.
 
     Args:
         queries: Those with several texts and a positive are read; those with several images are counted; grids, which
@@ -78,10 +79,10 @@ def blind_baseline(queries: Iterable[Query], *, folds: int = 5, level: float = 0
         level: Confidence level of the interval, which treats queries as independent.
 
     Raises:
-        InputError: If ``folds`` is less than 2 or ``level`` not between 0 and 1.
+        InputError: If ``folds`` is not 2 to 20 or ``level`` not between 0 and 1.
     """
-    if folds < 2:
-        raise InputError(f"folds must be at least 2, to train on some and test on others; got {folds}.")
+    if not 2 <= folds <= FEWEST_QUERIES:
+        raise InputError(f"folds must be 2 to {FEWEST_QUERIES}, to train on some queries and test others; got {folds}.")
     known = [query for query in queries if query.positive is not None]
     images = [query for query in known if query.form == "images"]
     by_luck = None
@@ -94,7 +95,7 @@ def blind_baseline(queries: Iterable[Query], *, folds: int = 5, level: float = 0
         return Blind(texts=None, images=by_luck, reason=reason)
     hits = _hits(texts, folds)
     if hits is None:
-        reason = "The queries share so many texts or images that none are left to train on."
+        reason = "The queries share so many texts or images that too few are left to learn from."
         return Blind(texts=None, images=by_luck, reason=reason)
     measure = Measure(estimate=mean_of_shares(hits, level=level), chance=_chance(texts), queries=len(texts))
     return Blind(texts=measure, images=by_luck)
@@ -110,13 +111,13 @@ def _hits(queries: Sequence[Query], folds: int) -> list[float] | None:
     groups = _linked(
         np.concatenate([owner, np.arange(len(queries))]), np.concatenate([keys, keys.max() + 1 + pictures])
     )
-    if np.bincount(groups).max() > len(queries) / 2:
+    sizes = np.bincount(groups)
+    if len(sizes) < FEWEST_QUERIES or sizes.max() > len(queries) / 2:
         groups = pictures
-    parts = min(folds, len(np.unique(groups)))
-    if parts < 2:
-        return None
+        if pictures.max() + 1 < FEWEST_QUERIES:
+            return None
     scores = np.zeros(len(texts))
-    for _, part in GroupKFold(parts).split(groups, groups=groups):
+    for _, part in GroupKFold(folds).split(groups, groups=groups):
         test = np.isin(owner, part)
         train = _whole(~test & ~np.isin(keys, keys[test]), owner, right)
         if len(np.unique(owner[train])) < FEWEST_TO_TRAIN:

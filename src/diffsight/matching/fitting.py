@@ -23,7 +23,7 @@ from diffsight.matching.contest import measured
 from diffsight.matching.lora import injected, lora_state
 from diffsight.matching.settings import MatchSettings, weights_of
 from diffsight.matching.statistics import L2, Statistics
-from diffsight.matching.training import KINDS, Example, FitOptions, Trainer, set_loss
+from diffsight.matching.training import KINDS, Example, FitOptions, Trainer, loudness, set_loss
 from diffsight.scoring.elimination import Exhaustive
 from diffsight.scoring.scorer import LOSSES, Scorer
 
@@ -32,8 +32,7 @@ Progress = Callable[[int, int, float | None], None]
 
 # Of He et al.'s code; what is not here is equal to our defaults.
 _PUBLISHED: Mapping[str, Any] = {"kind": "lora", "loss": "hinge", "epochs": 50, "learning_rate": 1e-4} | {
-    "draws_per_step": 1,
-    "paired": False,
+    **{"draws_per_step": 1, "paired": False}
 }
 _TOGETHER = 16  # Queries measured between two reports of progress.
 _PRIOR = 4.0  # How many differences the common spread of columns counts for, against a column's own.
@@ -52,17 +51,17 @@ def fit_options(name: str, values: Mapping[str, Any] | None = None) -> FitOption
     Raises:
         InputError: If there is no such name or option, or a value makes no sense.
     """
-    names, known = (*KINDS, "discffusion"), [field.name for field in fields(FitOptions)]
+    values, names, known = dict(values or {}), (*KINDS, "discffusion"), [field.name for field in fields(FitOptions)]
     if name not in names:
         raise InputError(f"Unknown kind of adapter {name!r}. {nearest(name, names)}")
-    for key in values or {}:
+    for key in values:
         if key not in known:
             raise InputError(f"Fitting has no option {key!r}. {nearest(key, known)}")
     start = _PUBLISHED if name == "discffusion" else {"kind": name}
     try:
-        return FitOptions(**{**start, **(values or {})})
+        return FitOptions(**{**start, **({"epochs": None} if "steps" in values else {}), **values})
     except TypeError as error:
-        raise InputError(f"An option of fitting is of the wrong type; got {dict(values or {})}.") from error
+        raise InputError(f"An option of fitting is of the wrong type; got {values}.") from error
 
 
 def fit_adapter(
@@ -121,7 +120,6 @@ def fit_adapter(
         log.warning("Query %s is not learnt from: %s", queries[place].id, why)
     if not examples:
         raise InputError(f"None of {len(queries)} queries can be learnt from. {next(iter(failures.values()))}")
-    notes: dict[str, Any] = {"examples": len(examples), "failed": len(failures), "seed": options.seed}
     learnt: dict[str, Any] = {}
     if weighs:
         statistics, sets = [measured_of[place] for place in examples], [one.sets for one in examples.values()]
@@ -130,9 +128,9 @@ def fit_adapter(
             progress(len(ready.fields), len(ready.fields), loss)
     else:
         learnt, loss = _train(backbone, ready, list(examples.values()), options, settings, progress)
-    if options.kind == "lora":
-        notes |= {"rank": options.rank, "alpha": options.scale}
-    notes |= {"loss": loss, "options": options.to_dict()}
+    notes = {"examples": len(examples), "failed": len(failures), "seed": options.seed, "loss": loss}
+    notes |= {"rank": options.rank, "alpha": options.scale} if options.kind == "lora" else {}
+    notes |= {"options": options.to_dict()}
     return Adapter(
         kind=options.kind, model=model_identity(backbone), settings=settings.to_dict(), notes=notes, **learnt
     )
@@ -187,12 +185,12 @@ def fit_weights(
 ) -> tuple[Float[Tensor, "bands columns"], float]:
     """Fit `Weighted` to what was measured: a convex problem, solved by L-BFGS in float64.
 
-    The zero-shot score is the gain of the error's norm, scaled so that its spread in the candidate sets is 1. What is
-    learnt is added: weights δ of all columns, each divided by its own spread there. The sum of the losses plus
-    ridge · columns / 2 · ‖δ‖² is minimised. So with ridge 1 what is learnt has, before any example is seen, as much
-    spread as the zero-shot score, however many columns there are; one example turns it by little, and many by as much
-    as they agree. From few examples the spread of a column is badly known, and one in which they happen to be alike
-    would get a huge weight: the mean of all columns of its kind counts as 4 differences more.
+    The zero-shot score is the gain of the error's norm. Its spread in the candidate sets is made 1; for infonce it then
+    gets its `loudness`. Weights δ of all columns, each divided by its own spread in the sets, are added, and the sum of
+    the losses plus ridge · columns / 2 · ‖δ‖² is minimised. With ridge 1 what is learnt has, before any example is
+    seen, a spread of 1, however many columns there are: one example turns it by little, and many by as much as they
+    agree. From few examples the spread of a column is badly known, and one in which they happen to be alike would get a
+    huge weight: the mean of all columns of its kind counts as 4 differences more.
 
     Args:
         statistics: One for each query.
@@ -218,8 +216,10 @@ def fit_weights(
     absent, differences = differences[:, :, 0].isnan(), differences.nan_to_num()
     before = differences @ torch.from_numpy(zero_shot.ravel())
     differences = differences / torch.from_numpy(spread.ravel())
-    penalty = options.ridge * np.count_nonzero(apart.any(0))
     hinge = options.loss == "hinge"
+    factor = 1.0 if hinge else loudness(before.masked_fill(absent, -math.inf))
+    zero_shot, before = factor * zero_shot, factor * before
+    penalty = options.ridge * np.count_nonzero(apart.any(0))
 
     def losses(learnt: Tensor, softness: float) -> Tensor:
         gaps = (before + differences @ learnt).masked_fill(absent, -math.inf)

@@ -24,7 +24,7 @@ KINDS = ("weights", "prompt", "lora")
 LOSSES = ("infonce", "hinge")
 CLIP = 1.0  # Norm of the gradient at most, as in He et al.'s code.
 
-_TRAINED = ("steps", "epochs", "learning_rate", "weight_decay", "queries_per_step", "draws_per_step", "paired")
+_TRAINED = ("steps", "epochs", "learning_rate", "weight_decay", "draws_per_step", "paired")
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     "weights": ("bands", "ridge", "attention"),
     "prompt": (*_TRAINED, "temperature", "tokens"),
@@ -52,15 +52,14 @@ class FitOptions:
         tokens: For prompt: how many.
         rank: For lora: of the matrices.
         alpha: For lora: their product is multiplied by ``alpha / rank``; None is the rank.
-        steps: For prompt and lora, as all below: how many; 200 if neither these nor epochs are given.
+        steps: For prompt and lora, as all below: how many, of one query each; 200 without steps and epochs.
         epochs: Passes over the queries, instead of steps.
         learning_rate: Of AdamW, constant; None is 1e-2 for a prompt and 1e-3 for lora.
         weight_decay: Of AdamW.
-        queries_per_step: Whose losses are averaged.
         draws_per_step: Noise levels and noises over which a score is averaged in training.
         paired: Whether the candidates of a query share their draws, as in matching; or each has its own, as published.
-        temperature: Of infonce: scores are divided by it. It is not learnt. None measures it before training: the
-            spread of scores in a query, so that it suits any score. Weights find their own scale.
+        temperature: Of infonce: scores are divided by it. It stays as it is in training; None is that by which the
+            untrained scores fit best, see `loudness`. Weights find their own scale.
 
     Raises:
         InputError: If an option is unknown, out of range, or of another kind or loss than is asked for.
@@ -80,7 +79,6 @@ class FitOptions:
     epochs: int | None = None
     learning_rate: float | None = None
     weight_decay: float = 1e-2
-    queries_per_step: int = 1
     draws_per_step: int = 4
     paired: bool = True
     temperature: float | None = None
@@ -94,7 +92,7 @@ class FitOptions:
         for name, value in given.items():
             if (owners := [kind for kind in KINDS if name in _ONLY_FOR[kind]]) and self.kind not in owners:
                 raise InputError(f"{name} is an option of {' and '.join(owners)}, not of {self.kind}. Leave it out.")
-            if name in ("bands", "tokens", "rank", "steps", "epochs", "queries_per_step", "draws_per_step"):
+            if name in ("bands", "tokens", "rank", "steps", "epochs", "draws_per_step"):
                 check_count(name, value)
             if name in ("ridge", "alpha", "learning_rate", "temperature") and not 0 < value < math.inf:
                 raise InputError(f"{name} must be a finite number over 0; got {value!r}.")
@@ -118,7 +116,7 @@ class FitOptions:
 
     def steps_for(self, queries: int) -> int:
         """How many steps there are."""
-        return math.ceil(queries / self.queries_per_step) * self.epochs if self.epochs else self.steps or 200
+        return queries * self.epochs if self.epochs else self.steps or 200
 
     def to_dict(self) -> dict[str, Any]:
         """The options of this kind, as JSON values."""
@@ -143,6 +141,20 @@ def set_loss(
         return (gaps.amax(1) + margin).clamp(min=0)
     exponents = torch.cat([torch.zeros_like(gaps[:, :1]), (gaps + margin) / softness], dim=1)
     return softness * exponents.logsumexp(1)
+
+
+def loudness(gaps: Float[Tensor, "sets wrong"]) -> float:
+    """The factor by which a softmax of scores fits best, with a prior of e^±1 around 1; always over 0.
+
+    Where scores are right they may be louder. What is learnt later then changes what they say, and is not spent on
+    saying it louder; and scores that are wrong as often as right are not held to.
+
+    Args:
+        gaps: As in `set_loss`, of scores whose spread in the sets is 1.
+    """
+    powers = torch.linspace(-5, 5, 1001, dtype=torch.float64)
+    losses = [float(set_loss(gaps * math.exp(power)).sum()) + power**2 / 2 for power in powers.tolist()]
+    return math.exp(float(powers[int(np.argmin(losses))]))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -205,20 +217,15 @@ class Trainer:
         """
         options, batch_size = self.options, self.batch_size
         generator = torch.Generator().manual_seed(options.seed)
-        temperature = options.temperature or self._spread(generator) if options.loss == "infonce" else 1.0
+        temperature = options.temperature or self._temperature(generator) if options.loss == "infonce" else 1.0
         optimizer = torch.optim.AdamW(self.parameters, lr=options.rate, weight_decay=options.weight_decay)
         steps = options.steps_for(len(self.examples))
         order: list[int] = []
         losses: list[float] = []
         for step in range(steps):
             order = order or torch.randperm(len(self.examples), generator=generator).tolist()
-            chosen, order = order[: options.queries_per_step], order[options.queries_per_step :]
-            optimizer.zero_grad()
-            loss = 0.0
-            for number, place in enumerate(chosen):
-                work = self._draw(self.examples[place], (step + 1) * options.queries_per_step + number, generator)
-                part, batch_size = self._add_gradient(work, temperature, 1 / len(chosen), batch_size)
-                loss += part / len(chosen)
+            work = self._draw(self.examples[order.pop()], step, generator)
+            loss, batch_size = self._set_gradient(work, temperature, batch_size)
             nn.utils.clip_grad_norm_(self.parameters, CLIP)
             if not math.isfinite(loss):
                 raise NumericsError(
@@ -229,7 +236,7 @@ class Trainer:
             losses.append(loss)
             if progress is not None:
                 progress(step + 1, steps, loss)
-        return float(np.mean(losses[-math.ceil(len(self.examples) / options.queries_per_step) :]))
+        return float(np.mean(losses[-len(self.examples) :]))
 
     def _draw(self, example: Example, number: int, generator: torch.Generator) -> "_Work":
         """Choose levels and noises: a level from each equal part of the range, so that a few draws see all of it."""
@@ -250,11 +257,11 @@ class Trainer:
             place=torch.from_numpy(place.reshape(-1, draws, pairs)),
             weights=torch.from_numpy(self.weights)[levels - low].float().expand(draws, pairs),
             levels=levels.flatten(),
-            bank=NoiseBank(seed=_STREAM * (1 + number) + self.options.seed, shared=True),
+            bank=NoiseBank(seed=_STREAM * (1 + _LOOKED_AT + number) + self.options.seed, shared=True),
         )
 
-    def _add_gradient(self, work: "_Work", temperature: float, share: float, batch_size: int) -> tuple[float, int]:
-        """Add to the parameters' gradient that of a query's loss times ``share``; give the loss, and the rows that fit.
+    def _set_gradient(self, work: "_Work", temperature: float, batch_size: int) -> tuple[float, int]:
+        """Give the parameters the gradient of a query's loss; return the loss, and how many rows fit into a call.
 
         Candidates meet in the loss only, and there by their scores. So where rows do not fit into one call, a first
         pass gives the loss's gradient by each row's numbers, and a second one, call by call, that of the parameters.
@@ -282,8 +289,7 @@ class Trainer:
             batch_size = max(1, min(batch_size, len(work.rows)) // 2)
         for parameter, *own in zip(self.parameters, *found, strict=True):
             # None where nothing depends on it, as on matrices behind the last layer whose attention is read.
-            for one in (one * share for one in own if one is not None):
-                parameter.grad = one if parameter.grad is None else parameter.grad + one
+            parameter.grad = None if own[0] is None else torch.stack([one for one in own if one is not None]).sum(0)
         return float(loss.detach()), batch_size
 
     def _gradient(self, outputs: Tensor, by_row: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -309,18 +315,20 @@ class Trainer:
         return self.score(under_text, rest[0] if rest else None, work.weights.to(values.device)).mean(0)
 
     @torch.no_grad()
-    def _spread(self, generator: torch.Generator) -> float:
-        """How far the scores of a set lie apart before training; a temperature by which the logits' spread is 1."""
-        squares, free, size = 0.0, 0, self.batch_size
+    def _temperature(self, generator: torch.Generator) -> float:
+        """By which the softmax fits best before training; see `loudness`."""
+        gaps, squares, size = [], [], self.batch_size
         for number, example in enumerate(self.examples[:_LOOKED_AT]):
-            work = self._draw(example, number, generator)
+            work = self._draw(example, -1 - number, generator)
             values = torch.cat([self._values(work, slice(at, at + size)) for at in range(0, len(work.rows), size)])
-            scores = self._scores(work, values).double()
-            for own in map(torch.from_numpy, work.sets):
-                squares += float((scores[own] - scores[own].mean()).square().sum())
-                free += len(own) - 1
-        spread = math.sqrt(squares / free)
-        return spread if 0 < spread < math.inf else 1.0
+            scores = self._scores(work, values).double().cpu()
+            for own in (scores[torch.from_numpy(places)] for places in work.sets):
+                gaps.append(own[1:] - own[0])
+                squares.append((own - own.mean()).square().sum() / (len(own) - 1))
+        spread = float(torch.stack(squares).mean().sqrt())
+        if not 0 < spread < math.inf:
+            return 1.0
+        return spread / loudness(nn.utils.rnn.pad_sequence(gaps, batch_first=True, padding_value=-math.inf) / spread)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
