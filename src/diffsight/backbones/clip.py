@@ -118,7 +118,7 @@ def load_clip(
     """Load a CLIP model.
 
     Args:
-        name: A card's name (``"tiny-shapes-clip"``), a Hub repository (``"hf:org/repo"`` or
+        name: The name of a card of the family ``clip``, a Hub repository (``"hf:org/repo"`` or
             ``"hf:org/repo@revision"``), or a local folder in transformers' format.
         device: Where to run; by default the GPU if there is one.
         dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``; by default bf16 on a GPU that has it and fp32 elsewhere.
@@ -254,6 +254,8 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
         raise ModelError(f"{name} is a diffusion model and no CLIP. Load it with diffsight.load.")
     if card.embedded:
         return assets() / card.embedded, card, "embedded"
+    if card.repo is None:
+        raise ModelError(f"The card {name!r} says neither where the model is on the Hub nor in the package.")
     folder, found = _download(f"hf:{card.repo}", revision or card.revision, patterns)
     return folder, card, found
 
@@ -269,7 +271,7 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> tuple[Pat
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
         raise ModelError(
             f"The model could not be had from the Hugging Face Hub ({repo}: {one_line(error)}). Offline, give a local "
-            "folder instead of the name, or use tiny-shapes-clip."
+            "folder instead of the name."
         ) from error
     return folder, f"{repo}@{folder.name}"
 

@@ -102,7 +102,7 @@ class ImageTextMatcher:
         refuse_unconditional(model)
         if score == "clip":
             raise InputError(
-                f"{model.name} is a diffusion model. For CLIP's score give a CLIP model, such as 'tiny-shapes-clip' or "
+                f"{model.name} is a diffusion model. For CLIP's score give a CLIP model, such as "
                 "'hf:openai/clip-vit-large-patch14'."
             )
         if score is not None:
