@@ -218,6 +218,17 @@ def test_the_product_is_scaled_by_alpha_over_rank(tiny):
         torch.testing.assert_close(layer.to_k(text), expected)
 
 
+def test_a_small_alpha_is_not_rounded_off(tiny, pictures, fitted):
+    quiet = replace(fitted["lora"], notes={**fitted["lora"].notes, "alpha": 0.5})
+    plain, half, whole = (
+        ImageTextMatcher(tiny, settings=FEW, adapter=adapter).score(pictures[0], TEXTS)
+        for adapter in (None, quiet, fitted["lora"])
+    )
+    assert not np.array_equal(plain, half)
+    assert not np.array_equal(half, whole)
+    assert fingerprint(quiet) != fingerprint(fitted["lora"])
+
+
 def test_low_rank_matrices_start_from_their_seed(tiny):
     def start(seed):
         with injected(tiny.network, rank=2, alpha=2.0, seed=seed):

@@ -65,6 +65,13 @@ def test_timesteps_and_seed_choose_the_draws(tiny, pictures):
     np.testing.assert_allclose(found, -expected.mean(), rtol=1e-5)
 
 
+def test_the_last_level_alone_can_be_looked_at(tiny, pictures):
+    settings = MatchSettings(draws=1, timesteps=(0.9999, 1.0))
+    found = ImageTextMatcher(tiny, "error", settings=settings).score(pictures[0], TEXTS[0])
+    last = len(tiny.schedule) - 1
+    np.testing.assert_allclose(found, -errors_by_hand(tiny, pictures[0], TEXTS[0], 1, low=last).mean(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("score", SCORES, ids=str)
 def test_a_score_does_not_depend_on_batch_order_or_neighbours(tiny, pictures, score):
     whole = ImageTextMatcher(tiny, score, settings=FEW, batch_size=256).score(pictures[:3], TEXTS[:3])
@@ -267,5 +274,5 @@ def test_one_set_of_one_policy_does_not_disturb_another(tiny, pictures):
     short, long = Exhaustive(num_draws=2), Exhaustive(num_draws=3)
     sets = [candidates.Candidates(pictures=(pictures[0],), texts=TEXTS[:2], policy=p) for p in (short, long, short)]
     results, calls = candidates.run(tiny, MatchSettings(), sets)
-    assert [len(result.finish.per_draw) for result in results] == [2, 3, 2]
+    assert [len(result.per_draw) for result in results] == [2, 3, 2]
     assert calls == 3 * 2 + 3 * 3

@@ -1,5 +1,7 @@
 """Queries of image–text matching: which of these texts fits this image, which of these images fits this text."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +49,20 @@ class Crop:
 
 
 Picture = Path | str | Image.Image | Crop
+
+
+def picture_identity(picture: Picture) -> str:
+    """What is equal for pictures that show the same: the file, whole or in parts and links resolved, or the pixels.
+
+    Raises:
+        ImageError: If it is a picture in memory that cannot be read.
+    """
+    if isinstance(picture, Crop):
+        picture = picture.path
+    if not isinstance(picture, Image.Image):
+        return f"file {os.path.realpath(picture)}"
+    rgb = open_image(picture)
+    return f"pixels {rgb.size} {hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -7,16 +7,13 @@ no classes: `few_shot_queries` keeps their images apart instead.
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, Integer
 from numpy.typing import NDArray
-from PIL import Image
 
-from diffsight.data.decoding import open_image
-from diffsight.data.queries import Crop, Picture, Query
+from diffsight.data.queries import Query, picture_identity
 from diffsight.errors import InputError
 
 STREAM = "splits-philox4x64-1"
@@ -136,8 +133,10 @@ def few_shot_queries(
     _check_seed(seed)
     if count >= len(queries):
         raise InputError(f"There are {len(queries)} queries; {count} to train on leave none to test on. Ask for fewer.")
-    pixels: dict[int, str] = {}
-    images = [frozenset(_identity(image, pixels) for image in query.images) for query in queries]
+    # A picture in memory can be in many queries: it is looked at once.
+    pictures = {id(image): image for query in queries for image in query.images}
+    known = {key: picture_identity(image) for key, image in pictures.items()}
+    images = [frozenset(known[id(image)] for image in query.images) for query in queries]
     order = _order(len(queries), f"queries {seed}")
     seen = frozenset().union(*(images[place] for place in order[:count].tolist()))
     rest = [place for place in order[count:].tolist() if images[place].isdisjoint(seen)]
@@ -147,18 +146,6 @@ def few_shot_queries(
             "is left to test on. Ask for fewer, or give queries of more images."
         )
     return _ascending([order[:count]]), np.sort(np.array(rest, dtype=np.int64))
-
-
-def _identity(image: Picture, pixels: dict[int, str]) -> str:
-    """What is equal for the same image. ``pixels`` keeps that of pictures, which can be in many queries."""
-    if isinstance(image, Crop):
-        image = image.path
-    if not isinstance(image, Image.Image):
-        return f"file {os.path.realpath(image)}"
-    if id(image) not in pixels:
-        rgb = open_image(image)
-        pixels[id(image)] = f"pixels {rgb.size} {hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest()}"
-    return pixels[id(image)]
 
 
 def _check_seed(seed: int) -> None:

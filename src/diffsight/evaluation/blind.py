@@ -4,7 +4,6 @@ A benchmark whose wrong captions are clumsier, longer or off the subject is solv
 mean little until they stand beside those of a blind model.
 """
 
-import hashlib
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,15 +11,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from scipy.sparse import coo_array, csr_array, hstack
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from diffsight.data.queries import Crop, Picture, Query
-from diffsight.errors import InputError
+from diffsight.data.queries import Picture, Query, picture_identity
+from diffsight.errors import ImageError, InputError
 from diffsight.evaluation.matching_metrics import Measure, judge, mean_of_shares
 from diffsight.evaluation.metrics import Estimate
 
@@ -184,16 +182,10 @@ def _numbers(names: Sequence[Hashable]) -> Int[np.ndarray, " n"]:
 
 
 def _identity(picture: Picture) -> Hashable:
-    # Two parts of a photograph can show the same things, so they count as the same image.
-    if isinstance(picture, Crop):
-        return picture.path
-    if isinstance(picture, Image.Image):
-        try:
-            return picture.size, hashlib.sha256(picture.tobytes()).digest()
-        except (OSError, SyntaxError, ValueError):
-            # Opened but damaged. That is the business of whoever looks at it.
-            return id(picture)
-    return picture
+    try:
+        return picture_identity(picture)
+    except ImageError:
+        return id(picture)  # Damaged: the business of whoever looks at it.
 
 
 def _words(text: str) -> list[str]:

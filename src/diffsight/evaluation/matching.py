@@ -2,6 +2,7 @@
 
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -161,8 +162,6 @@ def estimate_calls(job: MatchJob, *, pilot: int = 8) -> tuple[float, float]:
         job: The task and the matcher.
         pilot: How many queries to answer.
     """
-    import time
-
     queries = list(islice(job.task.queries, pilot))
     before, started = job.matcher.calls, time.perf_counter()
     for _ in job.matcher.match(queries):

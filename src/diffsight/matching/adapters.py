@@ -77,7 +77,7 @@ class Adapter:
             return
         from diffsight.matching.lora import injected, load_lora
 
-        with injected(network, rank=int(self.notes["rank"]), alpha=int(self.notes["alpha"])):
+        with injected(network, rank=int(self.notes["rank"]), alpha=float(self.notes["alpha"])):
             load_lora(network, self.lora)
             yield
 
@@ -109,7 +109,8 @@ def model_identity(backbone: Backbone) -> dict[str, str]:
 
 def fingerprint(adapter: Adapter) -> str:
     """A hash of what was learnt, for a run."""
-    digest = hashlib.sha256(adapter.kind.encode())
+    # Rank and alpha decide how strongly low-rank matrices act.
+    digest = hashlib.sha256(f"{adapter.kind} {adapter.notes.get('rank')} {adapter.notes.get('alpha')}".encode())
     for name, value in sorted(_tensors(adapter).items()):
         digest.update(f"{name} {tuple(value.shape)}".encode() + value.float().numpy().tobytes())
     return digest.hexdigest()

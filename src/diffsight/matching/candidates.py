@@ -35,19 +35,6 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Result:
-    """What became of a set of candidates.
-
-    Attributes:
-        finish: The contest, its pairs in the order (picture, text); None after a failure.
-        failure: Why there is none, or None.
-    """
-
-    finish: Finish | None
-    failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Prepared:
     """Sets that share a policy, ready to be measured.
 
@@ -120,7 +107,7 @@ def run(
     *,
     adapter: Adapter | None = None,
     batch_size: int = 256,
-) -> tuple[list[Result], int]:
+) -> tuple[list[Finish | str], int]:
     """Let every set compete; sets share batches, pictures, texts, and pairs that they have in common.
 
     Args:
@@ -131,13 +118,13 @@ def run(
         batch_size: Rows per call of the model.
 
     Returns:
-        A result per set, and the calls of the denoiser that all took together.
+        How each set ended, or why it could not compete; and the calls of the denoiser that all took together.
     """
-    results: dict[int, Result] = {}
+    results: dict[int, Finish | str] = {}
     calls = 0
     for members in _by_policy(sets):
         ready = prepare(backbone, settings, [sets[i] for i in members], adapter=adapter, batch_size=batch_size)
-        results |= {members[place]: Result(finish=None, failure=why) for place, why in ready.failures.items()}
+        results |= {members[place]: why for place, why in ready.failures.items()}
         if not ready.fields:
             continue
         weights = weights_of(settings, ready.ledger.scorer.levels, backbone)
@@ -145,9 +132,7 @@ def run(
             finishes = compete(ready.ledger, ready.fields, settings.score, weights)
         calls += ready.ledger.calls
         for place, finish in zip(ready.places, finishes, strict=True):
-            results[members[place]] = (
-                Result(finish=finish) if finish.finite else Result(finish=None, failure=_nan(backbone))
-            )
+            results[members[place]] = finish if finish.finite else _nan(backbone)
     return [results[place] for place in range(len(sets))], calls
 
 

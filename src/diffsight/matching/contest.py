@@ -1,6 +1,6 @@
 """Candidates compete: rounds of draws for many queries at once, until each has its answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +56,6 @@ def compete(
     fields: Sequence[Field],
     score: Score,
     weights: Float[np.ndarray, " draws"],
-    *,
-    progress: Callable[[int], None] | None = None,
 ) -> list[Finish]:
     """Run all queries to their end; those that are still open share batches.
 
@@ -66,7 +64,6 @@ def compete(
         fields: The queries.
         score: What is compared.
         weights: Of each draw's error.
-        progress: Called with the calls of the model so far after each round.
     """
     tables = [np.zeros((0, len(field.images))) for field in fields]
     alive = [np.ones(len(field.images), dtype=bool) for field in fields]
@@ -91,8 +88,6 @@ def compete(
             finite[index] = bool(np.isfinite(fresh[:, alive[index]]).all())
             if finite[index]:
                 going.append(index)
-        if progress is not None:
-            progress(ledger.calls)
     return [
         Finish(per_draw=table, alive=left, finite=good) for table, left, good in zip(tables, alive, finite, strict=True)
     ]

@@ -21,7 +21,7 @@ from diffsight.matching.adapters import Adapter, model_identity, with_prompt
 from diffsight.matching.candidates import Candidates, Prepared, prepare
 from diffsight.matching.contest import measured
 from diffsight.matching.lora import injected, lora_state
-from diffsight.matching.settings import MatchSettings, weights_of
+from diffsight.matching.settings import MatchSettings, level_range, weights_of
 from diffsight.matching.statistics import L2, Statistics
 from diffsight.matching.training import KINDS, Example, FitOptions, Trainer, loudness, set_loss
 from diffsight.scoring.elimination import Exhaustive
@@ -265,9 +265,7 @@ def _train(
     progress: Progress | None,
 ) -> tuple[dict[str, Any], float]:
     """Train a prompt or low-rank matrices: what was learnt, by its name in `Adapter`, and the loss."""
-    scorer, count = ready.ledger.scorer, len(backbone.schedule)
-    low, high = (round(share * count) for share in settings.timesteps)
-    levels = (min(low, count - 1), max(high, low + 1))
+    scorer, levels = ready.ledger.scorer, level_range(settings, backbone)
 
     def score(under_text: Tensor, under_null: Tensor | None, weights: Tensor) -> Tensor:
         columns, size = scorer.losses[len(LOSSES) :], math.prod(backbone.latent_shape)

@@ -129,7 +129,8 @@ class ImageTextMatcher:
             progress: Called with (images finished, denoiser calls so far).
 
         Raises:
-            InputError: If there is no text, or an image or text cannot be read; `match` goes on instead.
+            InputError: If there is no text, or one cannot be read; `match` goes on instead.
+            ImageError: If an image cannot be read.
         """
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
         if not texts:
@@ -239,9 +240,7 @@ class ImageTextMatcher:
         results, calls = run(self.model, self.settings, sets, adapter=self.adapter, batch_size=self.batch_size)
         self.calls += calls
         return [
-            str(result.failure)
-            if result.finish is None
-            else result.finish.scores.reshape(len(one.pictures), len(one.texts))
+            result if isinstance(result, str) else result.scores.reshape(len(one.pictures), len(one.texts))
             for one, result in zip(sets, results, strict=True)
         ]
 

@@ -32,7 +32,7 @@ class MatchSettings:
         score: What is compared.
         draws: Draws for each pair where nothing is dropped.
         policy: When a candidate is out. None: all draws for fewer than 16 candidates, `Forecast` from there on.
-        timesteps: First and last noise level to look at, as shares of the schedule. Text binds at high noise.
+        timesteps: First and last noise level to look at, as shares of the schedule.
         weighting: Timestep weights of errors by name, as in `diffsight.Settings`.
         pooling: How attention becomes a number.
         layers: Attention layers by name; None for those of He et al.'s code.
@@ -72,7 +72,7 @@ class MatchSettings:
         return {
             "score": self.score.to_dict(),
             "draws": self.draws,
-            "policy": self.policy.to_dict() if self.policy else None,
+            "policies": {str(count): self.policy_for(count).to_dict() for count in (2, MANY)},
             "timesteps": list(self.timesteps),
             "weighting": self.weighting,
             "pooling": {
@@ -93,7 +93,7 @@ def match_preset(name: str) -> MatchSettings:
         name: ``"discffusion"``: the score that He et al.'s code computes (2305.10722): attention over all tokens
             without division by their number, of both the text and the empty text, plus the gain of the error's norm,
             at 30 timesteps from 10 to 989. The latent is the posterior's mean; the authors sample it anew for every
-            candidate. Their average of the attention over a batch is not part of it: see `leaked_scores`.
+            candidate. Their average of the attention over a batch is not part of it.
 
     Raises:
         InputError: If there is no such preset.
@@ -112,9 +112,16 @@ def match_preset(name: str) -> MatchSettings:
 
 def levels_of(settings: MatchSettings, policy: Policy, backbone: Backbone) -> Int[Tensor, " draws"]:
     """The schedule's level of each draw of a policy."""
+    low, stop = level_range(settings, backbone)
+    return low + policy.grid(stop - low)
+
+
+def level_range(settings: MatchSettings, backbone: Backbone) -> tuple[int, int]:
+    """The first level of the schedule to look at, and the one after the last; at least one."""
     count = len(backbone.schedule)
-    low, high = (round(share * count) for share in settings.timesteps)
-    return low + policy.grid(max(1, high - low))
+    low, stop = (round(share * count) for share in settings.timesteps)
+    low = min(low, count - 1)
+    return low, max(stop, low + 1)
 
 
 def weights_of(

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 
 from diffsight.backbones.encoding import Encoded
-from diffsight.scoring.scorer import Requests, Scorer, score_within_memory
+from diffsight.scoring.scorer import LOSSES, Requests, Scorer, score_within_memory
 
-L2 = 1  # Column of the squared error in what a Scorer gives.
+L2 = LOSSES.index("l2")  # Column of the squared error in what a Scorer gives.
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -110,8 +110,6 @@ class Ledger:
 
     def statistics(self, images: Int[np.ndarray, " pairs"], texts: Int[np.ndarray, " pairs"], draws: int) -> Statistics:
         """The first ``draws`` draws of some pairs; what was not measured is NaN."""
-        losses = [name for name in self.scorer.losses if "/" not in name]
-        columns = self.scorer.losses[len(losses) :]
         blank = np.full((self.draws, len(self.scorer.losses)), np.nan, np.float32)
 
         def table(keys: list[tuple[int, int]]) -> np.ndarray:
@@ -122,9 +120,9 @@ class Ledger:
         return Statistics(
             errors=pairs[:, :, L2],
             null_errors=null[:, :, L2],
-            attention=pairs[:, :, len(losses) :],
-            null_attention=null[:, :, len(losses) :],
-            columns=columns,
+            attention=pairs[:, :, len(LOSSES) :],
+            null_attention=null[:, :, len(LOSSES) :],
+            columns=self.scorer.losses[len(LOSSES) :],
             size=int(np.prod(self.scorer.backbone.latent_shape)),
             times=self.scorer.levels[:draws].numpy() / len(self.scorer.backbone.schedule),
         )
