@@ -285,13 +285,20 @@ def train_unet(
     batch_of: Callable[[torch.Generator, int], tuple[Tensor, list[str]]],
     *,
     attention_at_8: bool = False,
+    start: Path | None = None,
     watch: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> TextAndUNet:
-    """Fit UNet and text encoder to ``(x0 latents, captions)`` batches with the plain eps loss."""
+    """Fit UNet and text encoder to ``(x0 latents, captions)`` batches with the plain eps loss.
+
+    ``start`` is an exported pipeline whose weights are trained further, as the stage ``unet-continued``.
+    """
     torch.manual_seed(plan.seed)
     device, dtype = device_and_dtype()
     scheduler = make_scheduler()
     model = TextAndUNet(make_text_encoder(tokenizer), make_unet(attention_at_8=attention_at_8))
+    if start:
+        model.text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+        model.unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32)
     model.unet.to(memory_format=torch.channels_last)
     compiled: dict[int, nn.Module] = {}
 
@@ -309,7 +316,7 @@ def train_unet(
             predicted = compiled[id(model)](x_t.to(device), timestep.to(device), tokens.to(device))
         return nn.functional.mse_loss(predicted.float(), eps.to(device))
 
-    return train(folder, "unet", model, plan, loss_of, watch)
+    return train(folder, "unet-continued" if start else "unet", model.train(), plan, loss_of, watch)
 
 
 def export(folder: Path, vae: AutoencoderKL, model: TextAndUNet, tokenizer: CLIPTokenizer) -> None:

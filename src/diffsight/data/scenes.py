@@ -97,7 +97,8 @@ def random_thing(
         if attribute in fixed:
             return fixed[attribute]
         banned = getattr(unlike, attribute) if attribute in differs else None
-        return str(rng.choice([option for option in VALUES[attribute] if option != banned]))
+        options = [option for option in VALUES[attribute] if option != banned]
+        return options[rng.integers(len(options))]
 
     size, position = value("size"), value("position")
     radius = rng.uniform(*_RADIUS[size])
