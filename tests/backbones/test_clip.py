@@ -332,7 +332,7 @@ def test_which_names_are_clips(folder, copy, tmp_path):
 def test_of_a_hub_repository_the_configuration_decides(folder, monkeypatch):
     asked = []
 
-    def snapshot(repo, *, revision, allow_patterns):
+    def snapshot(repo, *, revision, allow_patterns, ignore_patterns):
         asked.append((repo, revision, tuple(allow_patterns)))
         return str(folder)
 
@@ -343,3 +343,26 @@ def test_of_a_hub_repository_the_configuration_decides(folder, monkeypatch):
     assert asked[1][:2] == ("org/clip", "def")
     assert not any(pattern.endswith(".bin") or pattern == "*" for pattern in asked[1][2])
     assert found.identity()["revision"] == f"org/clip@{folder.name}"
+
+
+def test_where_a_repository_is_gone_its_mirrors_are_asked(folder, small_card, monkeypatch):
+    asked = []
+
+    def snapshot(repo, *, revision, allow_patterns, ignore_patterns):
+        asked.append((repo, revision))
+        if repo == "org/gone":
+            raise OSError("404")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    small_card(embedded=None, repo="org/gone", revision="abc", mirrors=("org/gone", "org/copy", "org/other"))
+    found = load_clip("small-clip", device="cpu")
+    assert asked == [("org/gone", "abc"), ("org/gone", None), ("org/copy", None)]
+    assert found.name == "small-clip"
+    assert found.identity()["revision"] == f"org/copy@{folder.name}"
+    small_card(embedded=None, repo="org/gone", mirrors=())
+    with pytest.raises(ModelError, match=r"could not be had .*org/gone: 404.*local folder"):
+        load_clip("small-clip")
+    small_card(embedded=None)
+    with pytest.raises(ModelError, match="neither where the model is on the Hub nor in the package"):
+        load_clip("small-clip")

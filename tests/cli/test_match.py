@@ -79,6 +79,33 @@ def test_a_task_is_answered_with_chance_and_failures(match, queries, tmp_path):
     assert metrics["blind"]["texts"] is None
 
 
+def test_images_of_a_caption_need_a_score_that_compares_them(match, photos, queries, tmp_path):
+    images = [photos / "cat/1.png", photos / "dog/1.png"]
+    done = match("query", *images, "--text", "a dog", "--score", "error")
+    assert done.code == 0
+    assert done.err.count("DenoisingError() cannot compare images for one text") == 1
+    assert match("query", *images, "--text", "a dog", "--score", "pmi").err == ""
+    assert match("query", images[0], *TEXTS, "--score", "error").err == ""
+    assert "Compare the numbers of a row only" in match("query", *images, *TEXTS, "--score", "error").err
+    done = match("run", *queries, "--out", tmp_path / "run", "--score", "attention")
+    assert done.err.count("as query 'two' asks") == 1
+
+
+def test_the_published_leak_is_asked_for_and_labelled(match, tmp_path):
+    task = ["run", "binding/shape", "--limit", 6, "--score", "hybrid"]
+    plain = json.loads(match(*task, "--out", tmp_path / "plain", "--json").out)["metrics"]
+    assert plain["invalid"] is None
+    leaking = match(*task, "--reproduce-batch-leak", 3, "--out", tmp_path / "leaking")
+    assert leaking.code == 0
+    assert "These results are NOT VALID: scores share information between queries" in leaking.out
+    assert leaking.err.count("NOT VALID") == 1
+    again = json.loads(match(*task, "--reproduce-batch-leak", 3, "--out", tmp_path / "leaking", "--json").out)
+    assert "NOT VALID" in again["metrics"]["invalid"]
+    refused = match(*task, "--reproduce-batch-leak", 3, "--out", tmp_path / "plain")
+    assert refused.code == 2
+    assert "batch_leak" in refused.err
+
+
 def test_an_interrupted_run_is_continued(match, queries, tmp_path, monkeypatch):
     monkeypatch.setattr(matching.evaluate_matching, "__kwdefaults__", {"commit_every": 2, "progress": None})
     whole = json.loads(match("run", *queries, "--out", tmp_path / "whole", "--json").out)
@@ -138,8 +165,11 @@ def test_a_few_queries_are_learnt_from(match, run, sd, photos, tmp_path, kind):
     assert re.search(r"zero-shot +\S+% \[.*\]\nfitted +\S+% \[", done.out)
     values = json.loads(match(*task, "--out", tmp_path / "again", "--json").out)
     assert (values["notes"]["examples"], values["tested"], values["fitted"]["queries"]) == (2, 3, 3)
-    used = match("query", photos / "cat/1.png", *TEXTS, "--adapter", tmp_path / "learnt.safetensors")
-    assert used.code == 0
+    use = ["query", photos / "cat/1.png", *TEXTS, "--adapter", tmp_path / "learnt.safetensors"]
+    assert match(*use).code == 0
+    refused = match(*use, "--score", "attention")
+    assert refused.code == 2
+    assert "Leave the score out" in refused.err
     foreign = run(
         "match",
         "query",
@@ -152,6 +182,17 @@ def test_a_few_queries_are_learnt_from(match, run, sd, photos, tmp_path, kind):
     )
     assert foreign.code == 2
     assert "another model" in foreign.err
+
+
+def test_what_was_learnt_for_a_preset_is_matched_with_it(run, sd, photos, tmp_path):
+    adapter, model = tmp_path / "learnt.safetensors", ("--model", sd)
+    task = ("fit", "binding/shape", "--kind", "discffusion", "--shots", 2, "--steps", 2, "--test", 2)
+    assert run("match", *task, "--preset", "discffusion", "--out", adapter, *model).code == 0
+    use = ("match", "query", photos / "cat/1.png", *TEXTS, "--adapter", adapter, *model)
+    assert run(*use, "--preset", "discffusion").code == 0
+    refused = run(*use)
+    assert refused.code == 2
+    assert "attention that was read with tokens 'all'" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -168,6 +209,8 @@ def test_a_few_queries_are_learnt_from(match, run, sd, photos, tmp_path, kind):
         (["query", "{photo}", *TEXTS, "--score", "attention", "--layers", "mid.9"], "mid.0"),
         (["query", "{photo}", *TEXTS, "--preset", "discffusion"], "--draws"),
         (["query", "{photo}", *TEXTS, "--adapter", "none"], "no adapter"),
+        (["run", "binding/shape", "--out", "x", "--reproduce-batch-leak", "16"], "'pmi' has none"),
+        (["run", "binding/shape", "--out", "x", "--score", "error", "--reproduce-batch-leak", "4"], "'error' has none"),
         (["run", "bindingg", "--out", "x"], "binding"),
         (["run", "binding/color", "--out", "x"], "colour"),
         (["run", "winoground", "--out", "x"], "--data"),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffsight.data.compositional import BENCHMARKS, SUGARCREPE, read_benchmark
+from diffsight.data.compositional import BENCHMARKS, read_benchmark
+from diffsight.data.hard_negatives import SUGARCREPE
 from diffsight.data.queries import Crop
 from diffsight.errors import SourceError
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffsight.data import manifests
+from diffsight.data import manifests, tables
 from diffsight.data.manifests import read_manifest, write_manifest
 from diffsight.data.queries import Crop, Query
 from diffsight.errors import InputError, SourceError
@@ -268,7 +268,7 @@ def test_parquet_that_unpacks_to_too_much(folder, monkeypatch):
     path = folder / "m.parquet"
     texts = [[f"{number}" + "a" * 1000, "b"] for number in range(200)]
     pq.write_table(pa.table({"image": ["a.png"] * 200, "texts": texts}), path, compression="zstd")
-    monkeypatch.setattr(manifests, "LARGEST_FILE", 100_000)
+    monkeypatch.setattr(tables, "LARGEST_FILE", 100_000)
     assert path.stat().st_size < 100_000
     with pytest.raises(SourceError, match="unpacks to"):
         read_manifest(path)

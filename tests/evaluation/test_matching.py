@@ -1,5 +1,7 @@
 """Matching tasks are what their names say, and their runs can be killed and continued."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,11 +9,15 @@ from pipelines import save_stable_diffusion
 
 from diffsight.backbones.loading import load
 from diffsight.data.binding import TASKS
+from diffsight.data.queries import Query
 from diffsight.errors import InputError, RunError, SourceError
 from diffsight.evaluation.match_tasks import load_match_task
 from diffsight.evaluation.matching import MatchJob, evaluate_matching
 from diffsight.matching.matcher import ImageTextMatcher
+from diffsight.matching.scores import Attention
 from diffsight.matching.settings import MatchSettings
+
+TEXTS = ("a cat", "a dog", "a bird")
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +91,22 @@ def test_results_are_those_of_the_scores(matcher, tmp_path):
     right = np.mean([match.best == query.positive for match, query in zip(matches, task.queries, strict=True)])
     assert metrics["results"]["accuracy"]["value"] == pytest.approx(right)
     assert metrics["results"]["majority"]["value"] == 0.5
+
+
+def test_a_run_that_leaks_is_labelled_and_cut_into_whole_batches(matcher, tmp_path):
+    task = load_match_task("binding/shape", limit=9)
+    settings = MatchSettings(draws=2, score=Attention())
+    plain = MatchJob(task=task, matcher=ImageTextMatcher(matcher.model, settings=settings))
+    job = MatchJob(task=task, matcher=ImageTextMatcher(matcher.model, settings=replace(settings, batch_leak=3)))
+    assert evaluate_matching(plain, tmp_path / "plain")["invalid"] is None
+    with pytest.raises(RunError, match="batch_leak"):
+        evaluate_matching(job, tmp_path / "plain")
+    whole = evaluate_matching(job, tmp_path / "whole")
+    assert "share information between queries" in whole["invalid"]
+    assert evaluate_matching(job, tmp_path / "parts", commit_every=2) == whole
+    uneven = replace(
+        task, queries=(*task.queries[:2], Query(id="odd", images=(Image.new("RGB", (8, 8)),), texts=TEXTS))
+    )
+    with pytest.raises(InputError, match="'odd'"):
+        evaluate_matching(MatchJob(task=uneven, matcher=job.matcher), tmp_path / "uneven")
+    assert not (tmp_path / "uneven").exists()

@@ -26,9 +26,10 @@ from diffsight.matching.attention import Pooling
 from diffsight.matching.fitting import fit_adapter
 from diffsight.matching.lora import injected, load_lora, lora_state
 from diffsight.matching.matcher import ImageTextMatcher
-from diffsight.matching.scores import PMI, Weighted
-from diffsight.matching.settings import MatchSettings
-from diffsight.matching.training import FitOptions
+from diffsight.matching.options import FitOptions
+from diffsight.matching.scores import PMI, Attention, DenoisingError
+from diffsight.matching.settings import MatchSettings, match_preset
+from diffsight.matching.weighing import Weighted
 
 FEW = MatchSettings(draws=4)
 TEXTS = ("a photo of a bag", "a photo of a coat")
@@ -104,6 +105,64 @@ def test_weights_are_for_attention_that_is_read_in_one_way(tiny, pictures, fitte
     settings = replace(FEW, score=Weighted(((1.0, 1.0),)))
     with pytest.raises(InputError, match="weights for 2 columns, but 17 were measured"):
         ImageTextMatcher(tiny, settings=settings).score(pictures[0], TEXTS)
+
+
+def fitted_for(adapter, score):
+    """The same adapter, as if it had been fitted for another score."""
+    return replace(adapter, settings=replace(FEW, score=score).to_dict())
+
+
+@pytest.mark.parametrize("kind", ["prompt", "lora"])
+def test_without_a_score_an_adapter_matches_with_its_own(tiny, pictures, fitted, kind):
+    adapter = fitted_for(fitted[kind], Attention())
+    matcher = ImageTextMatcher(tiny, settings=FEW, adapter=adapter)
+    assert matcher.settings.score == Attention()
+    assert matcher.settings == replace(FEW, score=Attention())
+    asked = ImageTextMatcher(tiny, "attention", settings=FEW, adapter=adapter)
+    found = [one.score(pictures[0], TEXTS) for one in (matcher, asked)]
+    np.testing.assert_array_equal(*found)
+    assert not np.allclose(
+        found[0], ImageTextMatcher(tiny, settings=FEW, adapter=fitted[kind]).score(pictures[0], TEXTS)
+    )
+    # The settings of one matcher do for the next.
+    assert ImageTextMatcher(tiny, settings=matcher.settings, adapter=adapter).settings == matcher.settings
+
+
+@pytest.mark.parametrize("kind", ["prompt", "lora"])
+def test_another_score_than_that_of_an_adapter_is_refused(tiny, fitted, kind):
+    message = r"is for PMI\(\), and Attention\(null='ignore'\) was asked for\. Leave the score out"
+    with pytest.raises(InputError, match=message):
+        ImageTextMatcher(tiny, "attention", settings=FEW, adapter=fitted[kind])
+    with pytest.raises(InputError, match=message):
+        ImageTextMatcher(tiny, settings=replace(FEW, score=Attention()), adapter=fitted[kind])
+    with pytest.raises(InputError, match="is for PMI"):
+        ImageTextMatcher(tiny, settings=match_preset("discffusion"), adapter=fitted[kind])
+    # The default score can be asked for, too.
+    adapter = fitted_for(fitted[kind], Attention())
+    with pytest.raises(InputError, match=r"is for Attention.*PMI\(\) was asked for"):
+        ImageTextMatcher(tiny, "pmi", settings=FEW, adapter=adapter)
+    with pytest.raises(InputError, match=r"is for Attention\(null='subtract'\), and Attention\(null='ignore'\)"):
+        ImageTextMatcher(tiny, Attention(), adapter=fitted_for(fitted[kind], Attention(null="subtract")))
+    # Attention that is read in another way is another score.
+    with pytest.raises(InputError, match="read with tokens"):
+        ImageTextMatcher(tiny, settings=replace(FEW, tokens="all"), adapter=adapter)
+
+
+def test_weights_are_a_score_of_their_own(tiny, fitted):
+    adapter = fitted_for(fitted["weights"], DenoisingError())
+    settings = replace(FEW, score=DenoisingError())
+    matcher = ImageTextMatcher(tiny, settings=settings, adapter=adapter)  # as it was fitted with
+    assert isinstance(matcher.settings.score, Weighted)
+    assert ImageTextMatcher(tiny, settings=matcher.settings, adapter=adapter).settings == matcher.settings
+    with pytest.raises(InputError, match=r"weights, which are a score of their own, and DenoisingError\(\)"):
+        ImageTextMatcher(tiny, "error", settings=FEW, adapter=adapter)
+    with pytest.raises(InputError, match="a score of their own"):
+        ImageTextMatcher(tiny, settings=replace(FEW, score=Attention()), adapter=adapter)
+
+
+def test_an_adapter_that_names_no_score_is_refused(tiny, fitted):
+    with pytest.raises(InputError, match="Unknown score"):
+        ImageTextMatcher(tiny, settings=FEW, adapter=replace(fitted["lora"], settings={}))
 
 
 def damaged(file, **changes):
@@ -264,5 +323,5 @@ def test_an_adapter_without_matrices_leaves_network_score_and_texts_alone(tiny):
     before = state(tiny.network)
     with adapter.applied(tiny.network):
         assert state(tiny.network) == before
-    assert adapter.score(PMI()) == Weighted(((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
-    assert replace(adapter, weights=None).score(PMI()) == PMI()
+    assert adapter.score == Weighted(((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
+    assert replace(adapter, weights=None).score == PMI()

@@ -17,12 +17,16 @@ from diffsight.backbones.loading import load
 from diffsight.data.queries import Query
 from diffsight.data.splits import few_shot_queries
 from diffsight.errors import InputError, ModelError, NumericsError
-from diffsight.matching.fitting import candidate_sets, differentiable, fit_adapter, fit_options, fit_weights
+from diffsight.matching.candidates import candidate_sets
+from diffsight.matching.fitting import differentiable, fit_adapter
+from diffsight.matching.losses import set_loss
 from diffsight.matching.matcher import ImageTextMatcher
-from diffsight.matching.scores import PMI, Attention, DenoisingError, Hybrid, Weighted
+from diffsight.matching.options import FitOptions, fit_options
+from diffsight.matching.scores import PMI, Attention, DenoisingError, Hybrid
 from diffsight.matching.settings import MatchSettings, match_preset
 from diffsight.matching.statistics import Statistics
-from diffsight.matching.training import FitOptions, Trainer, set_loss
+from diffsight.matching.training import Trainer
+from diffsight.matching.weighing import Weighted, fit_weights
 
 NAMES = ("trouser", "sneaker", "bag", "dress", "coat", "pullover")
 FEW = MatchSettings(draws=4)

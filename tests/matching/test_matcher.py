@@ -1,5 +1,6 @@
 """Scores of images and texts: what they are, and that nothing but image, text, draw and model decides them."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -165,6 +166,32 @@ def test_ties_are_told(tiny, pictures):
     if match.scores[0, 0] > match.scores[1, 0]:
         assert match.best is None
         assert match.tied == (0, 2)
+
+
+@pytest.mark.parametrize("score", ["error", "attention", Attention(null="average"), Hybrid(null="average")], ids=str)
+def test_scores_that_cannot_compare_images_say_so_once(tiny, pictures, caplog, score):
+    caplog.set_level(logging.WARNING)
+    matcher = ImageTextMatcher(tiny, score, settings=FEW)
+    matcher.rank(pictures[0], TEXTS[:2])
+    matcher.score(pictures, TEXTS[0])
+    assert caplog.text == ""
+    found = matcher.rank(pictures[:2], TEXTS[0])
+    assert found.best is not None
+    assert f"{matcher.settings.score} cannot compare images for one text, as query 'query' asks" in caplog.text
+    assert "Use the score 'pmi'" in caplog.text
+    queries = [Query(id="a", images=tuple(pictures[:2]), texts=TEXTS[:2])]
+    list(matcher.match(queries))
+    assert len(caplog.records) == 1
+    list(ImageTextMatcher(tiny, score, settings=FEW).match(queries))  # Winoground compares images, too.
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    "score", ["pmi", "hybrid", Attention(null="subtract"), Hybrid(alpha=0, null="average")], ids=str
+)
+def test_scores_that_can_compare_images_are_quiet(tiny, pictures, caplog, score):
+    ImageTextMatcher(tiny, score, settings=FEW).rank(pictures[:2], TEXTS[0])
+    assert caplog.text == ""
 
 
 def test_many_candidates_are_eliminated_and_the_answer_stays(tiny):

@@ -22,6 +22,7 @@ except ImportError:  # The first releases of transformers 5 call it by the name 
 from diffsight.backbones.base import resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
 from diffsight.backbones.folders import PICKLES, one_line, read_json
+from diffsight.backbones.hub import download, repositories, repository
 from diffsight.backbones.loading import frozen, quiet
 from diffsight.backbones.text import check_length
 from diffsight.errors import ModelError
@@ -29,6 +30,7 @@ from diffsight.errors import ModelError
 _GROUP = 64
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 _FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"]
+_ADVICE = "a local folder instead of the name"
 # What a CLIP of before 2023-06 says in its configuration, whatever its vocabulary is.
 _OLD_END = 2
 
@@ -199,7 +201,7 @@ def is_clip(name: str | Path) -> bool:
     folder = Path(name).expanduser()
     if name.startswith("hf:"):
         try:
-            folder, _ = _download(name, None, ["config.json", "model_index.json"])
+            folder, _ = download([repository(name, None)], ["config.json", "model_index.json"], advice=_ADVICE)
         except ModelError:
             return False
     try:
@@ -238,7 +240,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
     """The folder with the model's files, downloading them if need be; its card; its revision."""
     patterns = [*_FILES, *_VOCABULARY, "model*.safetensors", "model.safetensors.index.json"]
     if name.startswith("hf:"):
-        folder, found = _download(name, revision, patterns)
+        folder, found = download([repository(name, revision)], patterns, advice=_ADVICE)
         return folder, None, found
     path = Path(name).expanduser()
     if name not in cards() and (path.exists() or "/" in name or "\\" in name):
@@ -254,26 +256,8 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
         raise ModelError(f"{name} is a diffusion model and no CLIP. Load it with diffsight.load.")
     if card.embedded:
         return assets() / card.embedded, card, "embedded"
-    if card.repo is None:
-        raise ModelError(f"The card {name!r} says neither where the model is on the Hub nor in the package.")
-    folder, found = _download(f"hf:{card.repo}", revision or card.revision, patterns)
+    folder, found = download(repositories(card, revision), patterns, advice=_ADVICE)
     return folder, card, found
-
-
-def _download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """Fetch some files of ``hf:org/repo@revision``, or find them in the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, _, written = name.removeprefix("hf:").partition("@")
-    try:
-        folder = Path(snapshot_download(repo, revision=revision or written or None, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"The model could not be had from the Hugging Face Hub ({repo}: {one_line(error)}). Offline, give a local "
-            "folder instead of the name."
-        ) from error
-    return folder, f"{repo}@{folder.name}"
 
 
 def _check_tokens(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> None:

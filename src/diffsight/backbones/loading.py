@@ -1,7 +1,7 @@
 """`load`: from a name, a Hub repository or a local diffusers folder to a backbone."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +11,7 @@ import torch
 from diffsight.backbones.base import Backbone, resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
 from diffsight.backbones.folders import one_line, own_settings, part_folder, read_json, weights_hash
+from diffsight.backbones.hub import download, repositories, repository
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Space
 from diffsight.diffusion.schedule import from_config
@@ -37,6 +38,10 @@ PARTS = {
     "transformer": ("transformer", "vae"),
     "pixel_unet": ("unet",),
 }
+# The first DDPM repositories have no sub-folders; in others, what lies beside the index is another format.
+_BESIDE = ("model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
+_FILES = (*_BESIDE, "*/*.json", "*/*.txt", "*/*.safetensors")
+_IGNORED = ("*.fp16.*", "*.non_ema.*", "safety_checker/*", "*.msgpack")
 PREDICTIONS: Mapping[str, Space] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -93,8 +98,8 @@ def load(
 def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
     """The folder with the model's files, downloading them if need be; its card; its revision."""
     if name.startswith("hf:"):
-        repo, _, written = name.removeprefix("hf:").partition("@")
-        folder, found = _download([(repo, revision or written or None)])
+        repo, wanted = repository(name, revision)
+        folder, found = _download([(repo, wanted)])
         card = next((card for card in cards().values() if repo in (card.repo, *card.mirrors)), None)
         return folder, card, found
     path = Path(name).expanduser()
@@ -114,34 +119,13 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
             f"{name} is not to be had in a form that diffsight reads. Download {card.checkpoint} and convert it once: "
             f"diffsight convert {card.checkpoint.rpartition('/')[2]} --kind {name} --out FOLDER. Then give that folder."
         )
-    if card.repo is None:
-        raise ModelError(f"The card {name!r} says neither where the model is on the Hub nor in the package.")
-    folder, found = _download([(card.repo, revision or card.revision), *((mirror, None) for mirror in card.mirrors)])
+    folder, found = _download(repositories(card, revision))
     return folder, card, found
 
 
-def _download(candidates: list[tuple[str, str | None]]) -> tuple[Path, str]:
-    """Fetch (or find in the cache) the first repository that answers."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    # The first DDPM repositories have no sub-folders; in others, what lies beside the index is another format.
-    beside = ["model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"]
-    patterns = [*beside, "*/*.json", "*/*.txt", "*/*.safetensors"]
-    ignored = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "*.msgpack"]
-    failures = []
-    for repo, revision in candidates:
-        try:
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-            failures.append(f"{repo}: {one_line(error)}")
-        else:
-            return folder, f"{repo}@{folder.name}"
-    raise ModelError(
-        "The model could not be had from the Hugging Face Hub ("
-        + "; ".join(failures)
-        + "). Offline, give a local diffusers folder instead of the name, or use --model tiny-fashion."
-    )
+def _download(candidates: Sequence[tuple[str, str | None]]) -> tuple[Path, str]:
+    advice = "a local diffusers folder instead of the name, or use --model tiny-fashion"
+    return download(candidates, _FILES, ignored=_IGNORED, advice=advice)
 
 
 def _latent_unet(

@@ -1,48 +1,16 @@
 """``diffsight match``: which caption fits an image, which image fits a caption; one query, or a task in a run."""
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from diffsight.cli import options, output
+from diffsight.cli import match_options, options, output
+from diffsight.cli.match_options import load_matcher, make_settings
 from diffsight.errors import InputError
 
-if TYPE_CHECKING:
-    from diffsight.matching.matcher import ImageTextMatcher
-
-MatchModel = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="A diffusion model, or a CLIP model to compare: a name of 'diffsight ls models', hf:ORG/REPO[@REVISION], "
-        "or a folder.",
-    ),
-]
-ScoreName = Annotated[
-    str | None,
-    typer.Option("--score", metavar="NAME", help="pmi, error, attention or hybrid (default: pmi)."),
-]
-MatchPreset = Annotated[
-    str | None, typer.Option("--preset", metavar="NAME", help="A paper's settings to the letter: discffusion.")
-]
-MatchDraws = Annotated[
-    int | None, typer.Option("--draws", min=1, metavar="N", help="Draws (timestep and noise) of a pair (default: 32).")
-]
-Timesteps = Annotated[
-    str | None,
-    typer.Option(metavar="LOW,HIGH", help="First and last noise level, as shares of the schedule (default: 0,1)."),
-]
-AttentionLayers = Annotated[
-    str | None,
-    typer.Option(
-        "--layers", metavar="NAMES", help="Attention layers, such as down.2.0,mid.0 (default: those of the paper)."
-    ),
-]
-AdapterFile = Annotated[
-    Path | None, typer.Option("--adapter", metavar="FILE", help="What 'diffsight match fit' learnt (default: nothing).")
-]
+log = logging.getLogger(__name__)
 
 
 def query(
@@ -51,13 +19,13 @@ def query(
     texts: Annotated[
         list[str], typer.Option("--text", metavar="TEXT", help="A caption; repeat it for each candidate.")
     ],
-    model: MatchModel,
-    score: ScoreName = None,
-    preset: MatchPreset = None,
-    draws: MatchDraws = None,
-    timesteps: Timesteps = None,
-    layers: AttentionLayers = None,
-    adapter: AdapterFile = None,
+    model: match_options.MatchModel,
+    score: match_options.ScoreName = None,
+    preset: match_options.MatchPreset = None,
+    draws: match_options.MatchDraws = None,
+    timesteps: match_options.Timesteps = None,
+    layers: match_options.AttentionLayers = None,
+    adapter: match_options.AdapterFile = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
@@ -74,6 +42,8 @@ def query(
         matcher = load_matcher(model, score, settings, adapter, batch_size, device, dtype)
         if len(images) > 1 and len(texts) > 1:
             scores = matcher.score(list(images), texts)
+            if not matcher.compares_images:
+                log.warning("Compare the numbers of a row only: %s cannot compare images.", matcher.settings.score)
             return _show_matrix(images, texts, scores.tolist(), matcher.calls, as_json=as_json)
         match = matcher.rank(list(images), texts)
     candidates = texts if len(images) == 1 else [str(image) for image in images]
@@ -104,7 +74,7 @@ def run(
             help="A file of queries (.jsonl, .json, .csv, .parquet), or a name of 'diffsight ls matching'.",
         ),
     ],
-    model: MatchModel,
+    model: match_options.MatchModel,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's directory (no default; not needed with --dry-run).")
     ] = None,
@@ -115,12 +85,13 @@ def run(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only the first N queries of each kind (default: all).")
     ] = None,
-    score: ScoreName = None,
-    preset: MatchPreset = None,
-    draws: MatchDraws = None,
-    timesteps: Timesteps = None,
-    layers: AttentionLayers = None,
-    adapter: AdapterFile = None,
+    score: match_options.ScoreName = None,
+    preset: match_options.MatchPreset = None,
+    draws: match_options.MatchDraws = None,
+    timesteps: match_options.Timesteps = None,
+    layers: match_options.AttentionLayers = None,
+    adapter: match_options.AdapterFile = None,
+    reproduce_batch_leak: match_options.BatchLeak = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
@@ -139,7 +110,15 @@ def run(
         from diffsight.evaluation import matching
         from diffsight.evaluation.match_tasks import load_match_task
 
-        settings = make_settings(score=score, preset=preset, draws=draws, timesteps=timesteps, layers=layers, seed=seed)
+        settings = make_settings(
+            score=score,
+            preset=preset,
+            draws=draws,
+            timesteps=timesteps,
+            layers=layers,
+            seed=seed,
+            batch_leak=reproduce_batch_leak,
+        )
         chosen = load_match_task(task, data=data, images=images, limit=limit)
         matcher = load_matcher(model, score, settings, adapter, batch_size, device, dtype)
         job = matching.MatchJob(task=chosen, matcher=matcher)
@@ -151,6 +130,8 @@ def run(
         output.show_json({"run": str(out), "task": chosen.name, "model": model, "metrics": metrics})
     else:
         output.show(f"{chosen.name} with {model}, {len(chosen.queries):,} queries")
+        if metrics["invalid"] is not None:
+            output.show(f"These results are {metrics['invalid']}.")
         output.show(_metrics_table(metrics))
         output.show(f"Run: {out}")
     return 3 if metrics["failed"] or metrics["no_query"] else 0
@@ -160,14 +141,14 @@ def explain(
     *,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image.")],
     text: Annotated[str, typer.Option("--text", metavar="TEXT", help="A caption of it.")],
-    model: MatchModel,
+    model: match_options.MatchModel,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a heat-map for each word (needs matplotlib).")
     ] = None,
-    draws: MatchDraws = None,
-    timesteps: Timesteps = None,
-    layers: AttentionLayers = None,
-    adapter: AdapterFile = None,
+    draws: match_options.MatchDraws = None,
+    timesteps: match_options.Timesteps = None,
+    layers: match_options.AttentionLayers = None,
+    adapter: match_options.AdapterFile = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -197,71 +178,6 @@ def explain(
     if figure is not None:
         output.show(f"Figure: {figure}")
     return 0
-
-
-def make_settings(
-    *,
-    score: str | None,
-    preset: str | None,
-    draws: int | None,
-    timesteps: str | None,
-    layers: str | None,
-    seed: int,
-) -> Any:  # noqa: ANN401 - MatchSettings, which is not imported here
-    """All settings of matching, before any model is loaded.
-
-    Raises:
-        InputError: If a value makes no sense, or a preset is given together with what it fixes.
-    """
-    from dataclasses import replace
-
-    from diffsight.matching.settings import MatchSettings, match_preset
-
-    asked = {"score": score, "draws": draws, "timesteps": timesteps, "layers": layers}
-    if preset is not None:
-        if surplus := [f"--{name}" for name, value in asked.items() if value is not None]:
-            raise InputError(f"--preset {preset} fixes that already: leave out {' and '.join(surplus)}, or --preset.")
-        return replace(match_preset(preset), seed=seed)
-    settings = MatchSettings(seed=seed)
-    if draws is not None:
-        settings = replace(settings, draws=draws)
-    if layers is not None:
-        settings = replace(settings, layers=tuple(name.strip() for name in layers.split(",")))
-    if timesteps is not None:
-        try:
-            low, high = (float(part) for part in timesteps.split(","))
-        except ValueError:
-            raise InputError(f"--timesteps are two numbers such as 0.4,1; got {timesteps!r}.") from None
-        settings = replace(settings, timesteps=(low, high))
-    return settings
-
-
-def load_matcher(
-    model: str,
-    score: str | None,
-    settings: Any,  # noqa: ANN401 - MatchSettings
-    adapter: Path | None,
-    batch_size: int | None,
-    device: str | None,
-    dtype: str | None,
-) -> "ImageTextMatcher":
-    """Load a diffusion model or CLIP.
-
-    Raises:
-        ModelError: If it cannot be loaded, or the adapter was fitted for another one.
-        InputError: If the score is unknown, or not one of this model.
-    """
-    from diffsight.backbones.clip import is_clip, load_clip
-    from diffsight.matching.matcher import ImageTextMatcher
-    from diffsight.matching.settings import with_score
-
-    if score not in (None, "clip"):
-        with_score(settings, score)  # An unknown name is refused before a model is loaded.
-    if is_clip(model):
-        return ImageTextMatcher(load_clip(model, device=device, dtype=dtype), score, adapter=adapter)
-    backbone = options.load_model(model, device, dtype)
-    rows = options.batch_rows(backbone, batch_size)
-    return ImageTextMatcher(backbone, score, settings=settings, adapter=adapter, batch_size=rows)
 
 
 def _show_matrix(images: list[Path], texts: list[str], scores: list[list[float]], calls: int, *, as_json: bool) -> int:

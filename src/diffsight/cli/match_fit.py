@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsight.cli import match, options, output
+from diffsight.cli import match_options, options, output
 from diffsight.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +20,18 @@ def fit(
     task: Annotated[
         str, typer.Argument(metavar="TASK", help="A file of queries, or a name of 'diffsight ls matching'.")
     ],
-    model: match.MatchModel,
+    model: match_options.MatchModel,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the adapter goes (.safetensors).")],
     shots: Annotated[int, typer.Option(min=1, metavar="N", help="How many queries to learn from.")] = 16,
     test: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many others to test on, none of whose images was learnt from.")
     ] = 0,
     kind: Annotated[
-        str, typer.Option(metavar="NAME", help="weights, prompt or lora; or discffusion, to train as the paper's code.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="weights, prompt or lora; or discffusion, to train as the paper's code (give --preset, too).",
+        ),
     ] = "weights",
     loss: Annotated[
         str | None, typer.Option(metavar="NAME", help="infonce or hinge (default: infonce; of discffusion hinge).")
@@ -39,10 +43,11 @@ def fit(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The images of a file of queries (default: the file's folder).")
     ] = None,
-    score: match.ScoreName = None,
-    draws: match.MatchDraws = None,
-    timesteps: match.Timesteps = None,
-    layers: match.AttentionLayers = None,
+    score: match_options.ScoreName = None,
+    preset: match_options.MatchPreset = None,
+    draws: match_options.MatchDraws = None,
+    timesteps: match_options.Timesteps = None,
+    layers: match_options.AttentionLayers = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
@@ -58,10 +63,11 @@ def fit(
         from diffsight.data.splits import few_shot_queries
         from diffsight.evaluation.match_tasks import load_match_task
         from diffsight.matching.adapters import save_adapter
-        from diffsight.matching.fitting import fit_adapter, fit_options
+        from diffsight.matching.fitting import fit_adapter
+        from diffsight.matching.options import fit_options
 
-        settings = match.make_settings(
-            score=score, preset=None, draws=draws, timesteps=timesteps, layers=layers, seed=seed
+        settings = match_options.make_settings(
+            score=score, preset=preset, draws=draws, timesteps=timesteps, layers=layers, seed=seed
         )
         values: dict[str, Any] = {"seed": seed, "loss": loss, "steps": steps}
         how = fit_options(kind, {name: value for name, value in values.items() if value is not None})
@@ -69,7 +75,7 @@ def fit(
             how = replace(how, bands=settings.draws)  # A band of noise levels needs a draw.
         queries = load_match_task(task, data=data, images=images).queries
         learnt, rest = few_shot_queries(queries, count=shots, seed=seed)
-        matcher = match.load_matcher(model, score, settings, None, batch_size, device, dtype)
+        matcher = match_options.load_matcher(model, score, settings, None, batch_size, device, dtype)
         backbone: Any = matcher.model
         chosen = [queries[place] for place in learnt]
         with output.stages() as report:
@@ -85,7 +91,7 @@ def fit(
         found: dict[str, Any] = {"adapter": str(file), "notes": dict(adapter.notes), "tested": min(test, len(rest))}
         if test:
             held = [queries[place] for place in rest[:test]]
-            fitted = match.load_matcher(model, score, settings, file, batch_size, device, dtype)
+            fitted = match_options.load_matcher(model, None, settings, file, batch_size, device, dtype)
             found |= {"zero_shot": _accuracy(matcher, held), "fitted": _accuracy(fitted, held)}
     if as_json:
         output.show_json(found)

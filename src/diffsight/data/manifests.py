@@ -4,22 +4,21 @@ The rows are data from outside. A row that cannot be a query is a failure with i
 a file that would be misread as a whole is refused. Images are only looked up here, and decoded when they are used.
 """
 
-import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from diffsight.data.queries import Query
+from diffsight.data.tables import load_csv, load_json, load_json_lines, load_parquet, parse_json
 from diffsight.errors import InputError, SourceError, nearest
 from diffsight.store.disk import put
 
 KEYS = ("id", "image", "images", "text", "texts", "positive", "tags")
-LARGEST_FILE, MOST_ROWS = 2**30, 5_000_000
+MOST_ROWS = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,49 +141,6 @@ def find_image(root: Path, name: str) -> Path:
     return path
 
 
-def load_json(path: Path) -> Any:  # noqa: ANN401
-    """Read a JSON file.
-
-    Raises:
-        SourceError: If it is none, or too large.
-    """
-    with _reading(path, "JSON") as file:
-        return json.loads(file.read())
-
-
-def load_json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """Read a file of JSON lines: each line, and its value or what is wrong with it.
-
-    Raises:
-        SourceError: If it is no such file, or too large.
-    """
-    with _reading(path, "JSON lines") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", _parsed(line)
-
-
-def load_csv(path: Path, check: Callable[[Sequence[str]], None]) -> Iterator[tuple[str, dict[str, str] | InputError]]:
-    """Read a CSV file row by row: the line, and its cells by column or what is wrong with them.
-
-    Raises:
-        SourceError: If it is no such file, or too large; and what ``check`` raises for the names of the columns.
-    """
-    with _reading(path, "CSV") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            columns = reader.fieldnames or ()
-            if len({*columns}) != len(columns):
-                raise SourceError(f"{path} has a column twice; its first line is {','.join(columns)!r:.200}.")
-            check(columns)
-            for row in reader:
-                broken = None in row or None in row.values()
-                wrong = f"not {len(columns)} cells. Put a text that has a comma into quotes."
-                yield f"line {reader.line_num}", InputError(wrong) if broken else row
-        except csv.Error as error:
-            raise SourceError(f"{path} after line {reader.line_num} is not CSV: {error}.") from error
-
-
 def check_text(key: str, value: object) -> str:
     """See that a value is text that says something and can be encoded.
 
@@ -198,34 +154,6 @@ def check_text(key: str, value: object) -> str:
     except UnicodeEncodeError as error:  # JSON can spell halves of characters.
         raise InputError(f"{key!r} is not Unicode: {error}.") from error
     return value
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise SourceError(f"{path} is missing, or is no file.")
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise SourceError(f"{path} has {size:,} bytes, over the limit of {LARGEST_FILE:,}. Divide it.")
-
-
-@contextmanager
-def _reading(path: Path, form: str) -> Iterator[TextIO]:
-    """Open a text file, and say of what goes wrong while it is read that it is not of this form."""
-    _check_file(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is not {form} in UTF-8: {error}.") from error
-
-
-def _parsed(line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return InputError(f"not JSON ({error}).")
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, object]]:
@@ -244,27 +172,14 @@ def _from_cells(cells: Mapping[str, str]) -> dict[str, object]:
     """Values as JSON would have them; a cell of another form stays text, and is refused for its type."""
     row: dict[str, object] = {key: cell for key, cell in cells.items() if cell}
     for key in ("images", "texts", "tags", "positive"):
-        value = _parsed(cells.get(key, ""))
+        value = parse_json(cells.get(key, ""))
         if isinstance(value, int if key == "positive" else list):
             row[key] = value
     return row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
-    import pyarrow as pa  # Slow, and needed only here.
-    import pyarrow.parquet as pq
-
-    _check_file(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
-            if size > LARGEST_FILE:
-                raise SourceError(f"{path} unpacks to {size:,} bytes, over the limit of {LARGEST_FILE:,}. Divide it.")
-            _check_columns(path, file.schema_arrow.names)
-            rows = (row for batch in file.iter_batches(batch_size=4096) for row in batch.to_pylist())
-            yield from ((f"row {number}", row) for number, row in enumerate(rows))
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is damaged or not Parquet: {error}.") from error
+    return load_parquet(path, lambda columns: _check_columns(path, columns))
 
 
 def _row(query: Query, folder: Path) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def _check_template(template: str) -> None:
         raise PromptError(f"The template {template!r} must have one {{}} or {{c}}, and no other placeholder.")
 
 
-def _key(text: str) -> str:
+def prompt_key(text: str) -> str:
     """What text encoders do not tell apart: CLIP's folds case and white space."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
@@ -261,7 +261,7 @@ def _key(text: str) -> str:
 def _repeated(texts: Sequence[str]) -> list[list[int]]:
     positions: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index, text in enumerate(texts):
-        positions[_key(text)].append(index)
+        positions[prompt_key(text)].append(index)
     return [group for group in positions.values() if len(group) > 1]
 
 

@@ -19,6 +19,7 @@ from diffsight.evaluation.blind import blind_baseline
 from diffsight.evaluation.match_tasks import MatchTask
 from diffsight.evaluation.matching_metrics import Outcome, judge, summarize
 from diffsight.matching.adapters import fingerprint
+from diffsight.matching.leak import NOT_VALID, check_batches
 from diffsight.matching.matcher import TOGETHER, ImageTextMatcher, Match
 from diffsight.store.run import Manifest, Run
 
@@ -70,16 +71,20 @@ def evaluate_matching(
     Args:
         job: The task and the matcher.
         out: The run's directory.
-        commit_every: Queries between two commits: what a killed process can lose.
+        commit_every: Queries between two commits: what a killed process can lose. Whole batches where these leak.
         progress: Called with (queries finished, denoiser calls so far).
 
     Returns:
         The metrics, which are also in ``metrics.json``.
 
     Raises:
+        InputError: If a batch that leaks has queries with other numbers of candidates.
         RunError: If the directory belongs to another job, is damaged, in use, or the disk refuses.
     """
-    queries = job.task.queries
+    queries, leaking = job.task.queries, job.matcher.settings.batch_leak
+    if leaking is not None:
+        check_batches(queries, leaking)
+        commit_every = -(-commit_every // leaking) * leaking
     with Run.open(out, job.manifest()) as run:
         if run.commits == 0:
             run.commit({}, progress={"finished": 0, "calls": 0})
@@ -101,18 +106,22 @@ def evaluate_matching(
                 failures=[{"id": m.id, "reason": m.failure} for m in matches if m.failure is not None],
                 progress={"finished": start + len(part), "calls": calls},
             )
-        metrics = match_metrics(job.task, _matches(run), calls=run.progress["calls"])
+        invalid = None if leaking is None else NOT_VALID
+        metrics = match_metrics(job.task, _matches(run), calls=run.progress["calls"], invalid=invalid)
         run.finish(metrics)
         return metrics
 
 
-def match_metrics(task: MatchTask, matches: Sequence[Match], *, calls: int) -> dict[str, Any]:
+def match_metrics(
+    task: MatchTask, matches: Sequence[Match], *, calls: int, invalid: str | None = None
+) -> dict[str, Any]:
     """Results with intervals, chance, the blind baseline, ties, failures and cost, as JSON values.
 
     Args:
         task: What was asked.
         matches: The answers, one per query.
         calls: Calls of the denoiser for all of them.
+        invalid: Why the results are no measurement, or None.
     """
     answers = {match.id: match for match in matches}
     judged = [query for query in task.queries if query.form == "grid" or query.positive is not None]
@@ -122,6 +131,7 @@ def match_metrics(task: MatchTask, matches: Sequence[Match], *, calls: int) -> d
         outcomes.append(judge(query, nothing if match.failure else match.scores, failure=match.failure))
     return {
         "task": task.name,
+        "invalid": invalid,
         "queries": len(task.queries),
         "failed": sum(match.failure is not None for match in matches),
         "no_query": len(task.failures),

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from diffsight.backbones.base import Backbone, Condition
 from diffsight.errors import InputError, ModelError
-from diffsight.matching.scores import Score, Weighted
+from diffsight.matching.scores import Score, score_from_dict
 from diffsight.matching.settings import MatchSettings
+from diffsight.matching.weighing import Weighted
 
 FORMAT = 1
 _LORA, _PROMPT, _WEIGHTS = "lora.", "prompt", "weights"
@@ -57,9 +58,16 @@ class Adapter:
                 "that it was fitted for, or fit it again."
             )
 
-    def score(self, score: Score) -> Score:
-        """The score to use: the learnt one for ``weights``, else the one given."""
-        return score if self.weights is None else Weighted(tuple(map(tuple, self.weights.double().tolist())))
+    @property
+    def score(self) -> Score:
+        """The score that it was fitted for: the learnt one for ``weights``, else that of its settings.
+
+        Raises:
+            InputError: If its settings name no score that is known.
+        """
+        if self.weights is not None:
+            return Weighted(tuple(map(tuple, self.weights.double().tolist())))
+        return score_from_dict(self.settings.get("score", {}))
 
     def condition(self, condition: Condition) -> Condition:
         """Put the learnt tokens before those of each text, and of the empty text."""
@@ -186,18 +194,31 @@ def load_adapter(path: Path | str) -> Adapter:
         raise InputError(f"{path} is no adapter of diffsight ({error!r}). 'diffsight match fit' writes one.") from error
 
 
-def settings_of(adapter: Adapter, settings: MatchSettings) -> MatchSettings:
-    """The settings to match with: those given, with the score that was learnt.
+def settings_of(adapter: Adapter, settings: MatchSettings, *, explicit: bool = False) -> MatchSettings:
+    """The settings to match with: those given, with the adapter's own score.
+
+    Args:
+        adapter: What was learnt.
+        settings: Their score may be the adapter's; or the default one, which stands for none; or, with weights, the one
+            of the settings that these were fitted with.
+        explicit: Whether somebody asked for that score, so that the default one does not stand for none.
 
     Raises:
-        InputError: If weights of attention were learnt, and it would be read in another way here.
+        InputError: If another score is asked for than the adapter was fitted for, or attention would be read in another
+            way.
     """
-    here = settings.to_dict()
-    if adapter.weights is not None and adapter.weights.shape[1] > 1:
-        for key in ("layers", "tokens", "pooling"):
-            if here[key] != adapter.settings.get(key):
-                raise InputError(
-                    f"This adapter weighs attention that was read with {key} {adapter.settings.get(key)!r}; here it is "
-                    f"{here[key]!r}. Match with the settings that it was fitted with."
-                )
-    return replace(settings, score=adapter.score(settings.score))
+    own, given, here = adapter.score, settings.score, settings.to_dict()
+    unused = adapter.weights is not None and here["score"] == adapter.settings.get("score")
+    if given != own and (explicit or not (given == MatchSettings().score or unused)):
+        what = "holds weights, which are a score of their own" if adapter.weights is not None else f"is for {own}"
+        raise InputError(
+            f"This adapter {what}, and {given} was asked for. Leave the score out to match with the adapter's, or fit "
+            "another adapter."
+        )
+    for key in ("layers", "tokens", "pooling") if own.needs_attention else ():
+        if here[key] != adapter.settings.get(key):
+            raise InputError(
+                f"This adapter was fitted to attention that was read with {key} {adapter.settings.get(key)!r}; here it "
+                f"is {here[key]!r}. Match with the settings that it was fitted with."
+            )
+    return replace(settings, score=own)

@@ -5,15 +5,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Int
 from torch import nn
 
 from diffsight.backbones.base import Backbone, ReadsText
 from diffsight.backbones.encoding import Encoded, by_content, encode_images
 from diffsight.data.images import images_from
-from diffsight.data.queries import Picture
+from diffsight.data.queries import Picture, Query
 from diffsight.errors import DiffsightError
 from diffsight.matching.adapters import Adapter
 from diffsight.matching.contest import Field, Finish, compete
+from diffsight.matching.leak import leak
 from diffsight.matching.settings import MatchSettings, levels_of, make_scorer, weights_of
 from diffsight.matching.statistics import Ledger
 from diffsight.scoring.elimination import Policy
@@ -27,11 +29,13 @@ class Candidates:
         pictures: Files or images.
         texts: Captions.
         policy: Which draws, and when a pair is out.
+        slots: The pairs in the order in which a batch leak averages them; None: as they are.
     """
 
     pictures: tuple[Picture, ...]
     texts: tuple[str, ...]
     policy: Policy
+    slots: Int[np.ndarray, " pairs"] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -49,6 +53,18 @@ class Prepared:
     fields: tuple[Field, ...]
     places: tuple[int, ...]
     failures: dict[int, str]
+
+
+def candidate_sets(query: Query) -> tuple[Int[np.ndarray, " candidates"], ...]:
+    """Places of a query's pairs, in the order (image, text), that compete with each other; the right one first."""
+
+    def first(line: Int[np.ndarray, " candidates"], place: int) -> Int[np.ndarray, " candidates"]:
+        return np.concatenate([line[[place]], np.delete(line, place)])
+
+    if query.form != "grid":
+        return (first(np.arange(query.count), query.positive or 0),)
+    table = np.arange(query.count**2).reshape(query.count, query.count)
+    return tuple(first(line, place) for lines in (table, table.T) for place, line in enumerate(lines))
 
 
 def prepare(
@@ -112,7 +128,7 @@ def run(
 
     Args:
         backbone: The model.
-        settings: How to score.
+        settings: How to score. Where they ask for a batch leak, the sets are cut into its batches in order.
         sets: What competes.
         adapter: What was learnt.
         batch_size: Rows per call of the model.
@@ -129,11 +145,21 @@ def run(
             continue
         weights = weights_of(settings, ready.ledger.scorer.levels, backbone)
         with applied(adapter, backbone.network):
-            finishes = compete(ready.ledger, ready.fields, settings.score, weights)
+            if settings.batch_leak is None:
+                finishes = compete(ready.ledger, ready.fields, settings.score, weights)
+            else:
+                at = [members[place] for place in ready.places]
+                slots = [_slots(sets[place]) for place in at]
+                batches = [place // settings.batch_leak for place in at]
+                finishes = leak(ready.ledger, ready.fields, slots, batches, settings.score, weights)
         calls += ready.ledger.calls
         for place, finish in zip(ready.places, finishes, strict=True):
             results[members[place]] = finish if finish.finite else _nan(backbone)
     return [results[place] for place in range(len(sets))], calls
+
+
+def _slots(one: Candidates) -> Int[np.ndarray, " pairs"]:
+    return np.arange(len(one.pictures) * len(one.texts)) if one.slots is None else one.slots
 
 
 def applied(adapter: Adapter | None, network: nn.Module) -> AbstractContextManager[None]:

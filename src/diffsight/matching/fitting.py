@@ -2,66 +2,37 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffsight.backbones.base import Backbone, Condition, ReadsText
 from diffsight.backbones.classes import refuse_unconditional
 from diffsight.backbones.clip import ClipEncoder
 from diffsight.data.queries import Query
-from diffsight.errors import InputError, nearest
+from diffsight.errors import InputError
 from diffsight.matching import scores
 from diffsight.matching.adapters import Adapter, model_identity, with_prompt
-from diffsight.matching.candidates import Candidates, Prepared, prepare
+from diffsight.matching.candidates import Candidates, Prepared, candidate_sets, prepare
 from diffsight.matching.contest import measured
 from diffsight.matching.lora import injected, lora_state
+from diffsight.matching.options import FitOptions, fit_options
 from diffsight.matching.settings import MatchSettings, level_range, weights_of
 from diffsight.matching.statistics import L2, Statistics
-from diffsight.matching.training import KINDS, Example, FitOptions, Trainer, loudness, set_loss
+from diffsight.matching.training import Example, Trainer
+from diffsight.matching.weighing import Weighted, features_of, fit_weights
 from diffsight.scoring.elimination import Exhaustive
 from diffsight.scoring.scorer import LOSSES, Scorer
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float | None], None]
 
-# Of He et al.'s code; what is not here is equal to our defaults.
-_PUBLISHED: Mapping[str, Any] = {"kind": "lora", "loss": "hinge", "epochs": 50, "learning_rate": 1e-4} | {
-    **{"draws_per_step": 1, "paired": False}
-}
 _TOGETHER = 16  # Queries measured between two reports of progress.
-_PRIOR = 4.0  # How many differences the common spread of columns counts for, against a column's own.
-_SOFT = (1.0, 0.1, 0.01, 1e-3)  # The hinge's corner is made sharp in steps, and is rounded off by 0.001 log K at last.
-
-
-def fit_options(name: str, values: Mapping[str, Any] | None = None) -> FitOptions:
-    """Options by name.
-
-    Args:
-        name: ``"weights"``, ``"prompt"``, ``"lora"``; or ``"discffusion"``, to train as He et al.'s code (2305.10722)
-            does: LoRA of rank 4, a hinge of margin 0.1, one query per step, one draw of its own for each candidate,
-            50 passes over the queries. Match with the `match_preset` of the same name.
-        values: Further options by name, as from a command line.
-
-    Raises:
-        InputError: If there is no such name or option, or a value makes no sense.
-    """
-    values, names, known = dict(values or {}), (*KINDS, "discffusion"), [field.name for field in fields(FitOptions)]
-    if name not in names:
-        raise InputError(f"Unknown kind of adapter {name!r}. {nearest(name, names)}")
-    for key in values:
-        if key not in known:
-            raise InputError(f"Fitting has no option {key!r}. {nearest(key, known)}")
-    start = _PUBLISHED if name == "discffusion" else {"kind": name}
-    try:
-        return FitOptions(**{**start, **({"epochs": None} if "steps" in values else {}), **values})
-    except TypeError as error:
-        raise InputError(f"An option of fitting is of the wrong type; got {values}.") from error
 
 
 def fit_adapter(
@@ -95,10 +66,12 @@ def fit_adapter(
     """
     options = fit_options(options) if isinstance(options, str) else options
     settings, queries = settings or MatchSettings(), tuple(queries)
+    if settings.batch_leak is not None:
+        raise InputError("Queries are learnt from one by one, and nothing leaks between them: leave out batch_leak.")
     policy = settings.policy if isinstance(settings.policy, Exhaustive) else Exhaustive(num_draws=settings.draws)
     _check(backbone, queries, options, policy.num_draws)
     weighs = options.kind == "weights"
-    score = scores.Weighted(((0.0,) * (1 + options.attention),)) if weighs else settings.score
+    score = Weighted(((0.0,) * (1 + options.attention),)) if weighs else settings.score
     ready = prepare(
         backbone,
         replace(settings, score=score),
@@ -113,7 +86,7 @@ def fit_adapter(
     measured_of: dict[int, Statistics] = {}
     if weighs:
         measured_of = dict(zip(examples, _measure(ready, policy.num_draws, score, progress), strict=True))
-        bad = [place for place, one in measured_of.items() if not np.isfinite(scores.features_of(one)).all()]
+        bad = [place for place, one in measured_of.items() if not np.isfinite(features_of(one)).all()]
         failures |= dict.fromkeys(bad, "the network gave a value that is not finite; try --dtype fp32")
         examples = {place: one for place, one in examples.items() if place not in bad}
     for place, why in sorted(failures.items()):
@@ -159,18 +132,6 @@ def _check(backbone: Backbone, queries: Sequence[Query], options: FitOptions, dr
         raise InputError(f"{draws} draws cannot fill {options.bands} bands. Take fewer bands, or more draws.")
 
 
-def candidate_sets(query: Query) -> tuple[Int[np.ndarray, " candidates"], ...]:
-    """Places of a query's pairs, in the order (image, text), that compete with each other; the right one first."""
-
-    def first(line: Int[np.ndarray, " candidates"], place: int) -> Int[np.ndarray, " candidates"]:
-        return np.concatenate([line[[place]], np.delete(line, place)])
-
-    if query.form != "grid":
-        return (first(np.arange(query.count), query.positive or 0),)
-    table = np.arange(query.count**2).reshape(query.count, query.count)
-    return tuple(first(line, place) for lines in (table, table.T) for place, line in enumerate(lines))
-
-
 def _measure(ready: Prepared, draws: int, score: scores.Score, progress: Progress | None) -> list[Statistics]:
     found: list[Statistics] = []
     while len(found) < len(ready.fields):
@@ -178,82 +139,6 @@ def _measure(ready: Prepared, draws: int, score: scores.Score, progress: Progres
         if progress is not None:
             progress(len(found), len(ready.fields), None)
     return found
-
-
-def fit_weights(
-    statistics: Sequence[Statistics], sets: Sequence[Sequence[Int[np.ndarray, " _"]]], options: FitOptions
-) -> tuple[Float[Tensor, "bands columns"], float]:
-    """Fit `Weighted` to what was measured: a convex problem, solved by L-BFGS in float64.
-
-    The zero-shot score is the gain of the error's norm. Its spread in the candidate sets is made 1; for infonce it then
-    gets its `loudness`. Weights δ of all columns, each divided by its own spread in the sets, are added, and the sum of
-    the losses plus ridge · columns / 2 · ‖δ‖² is minimised. With ridge 1 what is learnt has, before any example is
-    seen, a spread of 1, however many columns there are: one example turns it by little, and many by as much as they
-    agree. From few examples the spread of a column is badly known, and one in which they happen to be alike would get a
-    huge weight: the mean of all columns of its kind counts as 4 differences more.
-
-    Args:
-        statistics: One for each query.
-        sets: Places of the pairs that compete in each, the right one first.
-        options: Bands, ridge, loss and margin.
-
-    Returns:
-        The weights, and the mean loss without the penalty.
-    """
-    from scipy.optimize import minimize
-
-    tables = [_by_band(one, options.bands) for one in statistics]
-    shape = tables[0].shape[1:]
-    own = [table[pairs].reshape(len(pairs), -1) for table, some in zip(tables, sets, strict=True) for pairs in some]
-    apart = np.concatenate([one - one.mean(0) for one in own]).reshape(-1, *shape)
-    free = len(apart) - len(own)
-    spread = _spread(apart, free)
-    zero_shot = np.zeros(shape)
-    zero_shot[:, -1] = 1 / (math.sqrt((apart[:, :, -1].sum(1) ** 2).sum() / free) or 1)
-    longest = max(map(len, own))
-    wrong = [np.pad(one[1:] - one[0], ((0, longest - len(one)), (0, 0)), constant_values=np.nan) for one in own]
-    differences = torch.from_numpy(np.stack(wrong))
-    absent, differences = differences[:, :, 0].isnan(), differences.nan_to_num()
-    before = differences @ torch.from_numpy(zero_shot.ravel())
-    differences = differences / torch.from_numpy(spread.ravel())
-    hinge = options.loss == "hinge"
-    factor = 1.0 if hinge else loudness(before.masked_fill(absent, -math.inf))
-    zero_shot, before = factor * zero_shot, factor * before
-    penalty = options.ridge * np.count_nonzero(apart.any(0))
-
-    def losses(learnt: Tensor, softness: float) -> Tensor:
-        gaps = (before + differences @ learnt).masked_fill(absent, -math.inf)
-        return set_loss(gaps, margin=options.margin if hinge else 0.0, softness=softness)
-
-    @torch.enable_grad()
-    def objective(values: np.ndarray, softness: float) -> tuple[float, np.ndarray]:
-        learnt = torch.from_numpy(values).requires_grad_()
-        total = losses(learnt, softness).sum() + penalty / 2 * learnt.square().sum()
-        return float(total.detach()), torch.autograd.grad(total, learnt)[0].numpy()
-
-    found = np.zeros(zero_shot.size)
-    limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-9}
-    for softness in _SOFT if hinge else (1.0,):
-        found = minimize(objective, found, (softness,), method="L-BFGS-B", jac=True, options=limits).x
-    loss = losses(torch.from_numpy(found), 0.0 if hinge else 1.0).mean()
-    return torch.from_numpy(zero_shot + found.reshape(shape) / spread), float(loss)
-
-
-def _spread(apart: Float[np.ndarray, "rows bands columns"], free: int) -> Float[np.ndarray, "bands columns"]:
-    """Of each column in the candidate sets; 1 of one that is constant."""
-    squares = (apart**2).sum(0)
-    for kind in (slice(None, -1), slice(-1, None)):
-        found = squares[:, kind]
-        common = found[found > 0].mean() / free if found.any() else 1.0
-        squares[:, kind] = np.where(found > 0, (found + _PRIOR * common) / (free + _PRIOR), 1.0)
-    return np.sqrt(squares)
-
-
-def _by_band(statistics: Statistics, bands: int) -> Float[np.ndarray, "pairs bands columns"]:
-    """What `Weighted` multiplies with its weights: the sum over the draws of each band, over the number of draws."""
-    features = scores.features_of(statistics)
-    band = np.minimum((statistics.times * bands).astype(int), bands - 1)
-    return np.stack([features[band == one].sum(0) for one in range(bands)], axis=1) / len(features)
 
 
 def _train(

@@ -1,7 +1,7 @@
 """`ImageTextMatcher`: how well images and texts fit, and which candidate fits best."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,18 @@ from diffsight.data.images import images_from
 from diffsight.data.queries import Query
 from diffsight.errors import DiffsightError, InputError
 from diffsight.matching.adapters import Adapter, load_adapter, settings_of
-from diffsight.matching.candidates import Candidates, applied, run
+from diffsight.matching.answers import Match, answer
+from diffsight.matching.candidates import Candidates, applied, candidate_sets, run
 from diffsight.matching.explaining import Explanation, explain
+from diffsight.matching.leak import NOT_VALID, check_batches
 from diffsight.matching.scores import Score
 from diffsight.matching.settings import MatchSettings, with_score
 from diffsight.scoring.elimination import Exhaustive, Policy
 
+log = logging.getLogger(__name__)
+
 TOGETHER = 64  # Queries whose requests share batches.
 _PAIRS = 4096  # Pairs that are measured together in `ImageTextMatcher.score`.
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Match:
-    """The answer to one query.
-
-    Attributes:
-        id: The query's.
-        scores: Of every image with every text, higher is better; NaN after a failure.
-        best: Place of the best candidate; None after a failure, in a tie, and where images and texts are paired up.
-        tied: Places of all candidates that share the first place exactly; empty unless there is a tie.
-        failure: Why there is no answer, or None.
-    """
-
-    id: str
-    scores: Float[np.ndarray, "images texts"]
-    best: int | None = None
-    tied: tuple[int, ...] = ()
-    failure: str | None = None
-
-    @property
-    def order(self) -> list[int]:
-        """Candidates from best to worst, for one image or one text; empty after a failure."""
-        return [] if self.failure else [int(place) for place in np.argsort(-self.scores.ravel(), kind="stable")]
 
 
 class ImageTextMatcher:
@@ -57,7 +37,7 @@ class ImageTextMatcher:
     Args:
         model: A loaded backbone or `ClipEncoder`, or a name, Hub repository or folder of either.
         score: ``"pmi"`` (default), ``"error"``, ``"attention"``, ``"hybrid"``, or a score with its settings. A CLIP
-            model has only ``"clip"``.
+            model has only ``"clip"``; an adapter only the score that it was fitted for, which is then the default.
         settings: Draws, timesteps, layers and the rest.
         adapter: What was learnt from examples: an `Adapter` or its file.
         batch_size: Rows per call of the model; does not change results.
@@ -70,7 +50,7 @@ class ImageTextMatcher:
 
     Raises:
         ModelError: If the model cannot be loaded, or the adapter was fitted for another one.
-        InputError: If the model has no such score.
+        InputError: If the model has no such score, or the adapter is for another one.
 
     References:
         He et al., Discffusion: Discriminative Diffusion Models as Few-shot Vision and Language Learners,
@@ -95,9 +75,12 @@ class ImageTextMatcher:
         self.settings = settings or MatchSettings()
         self.adapter = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
         self.calls = 0
+        self._told: set[str] = set()
         if isinstance(model, ClipEncoder):
-            if score not in (None, "clip") or self.adapter is not None:
-                raise InputError(f"{model.name} is a CLIP model: it has the score 'clip' alone, and no adapters.")
+            if score not in (None, "clip") or self.adapter is not None or self.settings.batch_leak is not None:
+                raise InputError(
+                    f"{model.name} is a CLIP model: it has the score 'clip' alone, no adapters and no batch_leak."
+                )
             return
         refuse_unconditional(model)
         if score == "clip":
@@ -109,7 +92,7 @@ class ImageTextMatcher:
             self.settings = with_score(self.settings, score)
         if self.adapter is not None:
             self.adapter.check(model)
-            self.settings = settings_of(self.adapter, self.settings)
+            self.settings = settings_of(self.adapter, self.settings, explicit=score is not None)
 
     def score(
         self,
@@ -129,9 +112,12 @@ class ImageTextMatcher:
             progress: Called with (images finished, denoiser calls so far).
 
         Raises:
-            InputError: If there is no text, or one cannot be read; `match` goes on instead.
+            InputError: If there is no text, or one cannot be read; `match` goes on instead. If a ``batch_leak`` is set,
+                for there are no queries.
             ImageError: If an image cannot be read.
         """
+        if self.settings.batch_leak is not None:
+            raise InputError("batch_leak is about queries, and there are none in a table of scores. Use match.")
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
         if not texts:
             raise InputError("There is no text to compare the images with.")
@@ -157,6 +143,8 @@ class ImageTextMatcher:
     ) -> Match:
         """Which of these texts fits the image, or which of these images fits the text; many are eliminated early.
 
+        A warning is logged, once, if the score cannot compare images and there are several.
+
         Args:
             images: One image and several texts, or several images and one text.
             texts: See ``images``.
@@ -175,18 +163,29 @@ class ImageTextMatcher:
     def match(self, queries: Iterable[Query], *, progress: Callable[[int, int], None] | None = None) -> Iterator[Match]:
         """Answer queries, many at a time. A query that cannot be answered is a `Match` with its failure.
 
+        Warnings are logged, once: if the score cannot compare images and a query has several, as papers do report; and
+        if ``settings.batch_leak`` makes the answers invalid.
+
         Args:
             queries: What to answer.
             progress: Called with (queries finished, denoiser calls so far).
 
         Yields:
             One answer per query, in order.
+
+        Raises:
+            InputError: If there is a ``batch_leak``, and queries of one batch differ in the number of candidates.
         """
-        stream, finished = iter(queries), 0
-        while together := tuple(islice(stream, TOGETHER)):
-            sets = [Candidates(pictures=q.images, texts=q.texts, policy=self.policy_for(q)) for q in together]
+        stream, finished, leaking = iter(queries), 0, self.settings.batch_leak
+        size = TOGETHER if leaking is None else max(1, TOGETHER // leaking) * leaking
+        while together := tuple(islice(stream, size)):
+            invalid = NOT_VALID if leaking is not None and (finished or len(together) > 1) else None
+            if leaking is not None:
+                check_batches(together, leaking)
+            self._warn(together, invalid)
+            sets = [self._candidates(query) for query in together]
             for query, scores in zip(together, self._scores(sets), strict=True):
-                yield _answer(query, scores)
+                yield answer(query, scores, invalid=invalid)
             finished += len(together)
             if progress is not None:
                 progress(finished, self.calls)
@@ -215,6 +214,11 @@ class ImageTextMatcher:
         with applied(self.adapter, self.model.network):
             return explain(self.model, image, text, self.settings, draws=draws, adapter=self.adapter)
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether images can be compared for one text, and not only texts for one image."""
+        return isinstance(self.model, ClipEncoder) or self.settings.score.compares_images
+
     def policy_for(self, query: Query) -> Policy:
         """The policy for a query: every pair counts where images and texts are paired up, so none is dropped there."""
         every = Exhaustive(num_draws=self.settings.draws)
@@ -232,6 +236,24 @@ class ImageTextMatcher:
             nulls = len(query.images) if self.settings.score.needs_null else 0
             total += policy.max_calls(len(query.images) * len(query.texts)) + nulls * policy.max_draws
         return total
+
+    def _candidates(self, query: Query) -> Candidates:
+        # A query that does not say what is right has its first candidate first.
+        slots = None if self.settings.batch_leak is None or query.form == "grid" else candidate_sets(query)[0]
+        return Candidates(pictures=query.images, texts=query.texts, policy=self.policy_for(query), slots=slots)
+
+    def _warn(self, queries: Sequence[Query], invalid: str | None) -> None:
+        """Tell, each once, what is wrong with the answers."""
+        found = {} if invalid is None else {"invalid": f"These results are {invalid}."}
+        several = [query.id for query in queries if len(query.images) > 1]
+        if several and not self.compares_images:
+            found["images"] = (
+                f"{self.settings.score} cannot compare images for one text, as query {several[0]!r} asks: it says more "
+                "of an image than of how the text fits. Use the score 'pmi', or attention less that under no text."
+            )
+        for what in [what for what in found if what not in self._told]:
+            log.warning("%s", found[what])
+        self._told |= found.keys()
 
     def _scores(self, sets: Sequence[Candidates]) -> list[np.ndarray | str]:
         """Scores of each set, shape (images, texts), or why there are none."""
@@ -252,14 +274,3 @@ def _clip_scores(model: ClipEncoder, one: Candidates) -> np.ndarray | str:
         return model.similarity(images, one.texts).double().cpu().numpy()
     except DiffsightError as error:
         return str(error)
-
-
-def _answer(query: Query, scores: np.ndarray | str) -> Match:
-    shape = (len(query.images), len(query.texts))
-    if isinstance(scores, str):
-        return Match(id=query.id, scores=np.full(shape, np.nan), failure=scores)
-    if query.form == "grid":
-        return Match(id=query.id, scores=scores)
-    winners = np.flatnonzero(scores.ravel() == scores.max())
-    tied = tuple(int(place) for place in winners) if len(winners) > 1 else ()
-    return Match(id=query.id, scores=scores, best=None if tied else int(winners[0]), tied=tied)

@@ -31,6 +31,11 @@ class Score(Protocol):
         """Whether cross-attention has to be read."""
         ...
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether images of one text can be compared, and not only texts of one image."""
+        ...
+
     def per_draw(
         self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
     ) -> Float[np.ndarray, "draws pairs"]:
@@ -67,6 +72,11 @@ class DenoisingError:
         """No."""
         return False
 
+    @property
+    def compares_images(self) -> bool:
+        """No: it says above all how easy an image is."""
+        return False
+
     def per_draw(
         self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
     ) -> Float[np.ndarray, "draws pairs"]:
@@ -97,6 +107,11 @@ class PMI:
     def needs_attention(self) -> bool:
         """No."""
         return False
+
+    @property
+    def compares_images(self) -> bool:
+        """Yes."""
+        return True
 
     def per_draw(
         self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
@@ -134,6 +149,11 @@ class Attention:
     def needs_attention(self) -> bool:
         """Yes."""
         return True
+
+    @property
+    def compares_images(self) -> bool:
+        """Only less the attention under the empty text, which an image gets from any text."""
+        return self.null == "subtract"
 
     def per_draw(
         self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
@@ -183,6 +203,11 @@ class Hybrid:
         """Yes."""
         return True
 
+    @property
+    def compares_images(self) -> bool:
+        """As in `Attention`."""
+        return self.null == "subtract" or self.alpha == 0
+
     def per_draw(
         self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
     ) -> Float[np.ndarray, "draws pairs"]:
@@ -195,58 +220,6 @@ class Hybrid:
     def to_dict(self) -> dict[str, Any]:
         """Name and settings."""
         return {"name": self.name, **asdict(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class Weighted:
-    """A learnt sum of what was measured: Σ_j w[band(t), j] · f_j, made by fitting, never by hand.
-
-    The f_j are the attention of each layer and head, and last the gain of the error's norm over the empty text.
-
-    Attributes:
-        weights: For each band of noise levels (equal parts of the schedule) the weight of each column.
-    """
-
-    name: ClassVar[str] = "weighted"
-    weights: tuple[tuple[float, ...], ...] = ((1.0,),)
-
-    @property
-    def needs_null(self) -> bool:
-        """Yes: for the gain."""
-        return True
-
-    @property
-    def needs_attention(self) -> bool:
-        """If there are weights of attention."""
-        return len(self.weights[0]) > 1
-
-    def per_draw(
-        self, statistics: Statistics, weights: Float[np.ndarray, " draws"]
-    ) -> Float[np.ndarray, "draws pairs"]:
-        """The weighted sum.
-
-        Raises:
-            InputError: If other attention was measured than the weights are for.
-        """
-        learnt = np.array(self.weights)
-        features = features_of(statistics)
-        if features.shape[2] != learnt.shape[1]:
-            raise InputError(
-                f"There are weights for {learnt.shape[1]} columns, but {features.shape[2]} were measured. Use the "
-                "attention layers that they were fitted with."
-            )
-        band = np.minimum((statistics.times * len(learnt)).astype(int), len(learnt) - 1)
-        return np.einsum("dpj,dj->dp", features, learnt[band])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Name and weights."""
-        return {"name": self.name, "weights": [list(row) for row in self.weights]}
-
-
-def features_of(statistics: Statistics) -> Float[np.ndarray, "draws pairs columns"]:
-    """What learnt weights are for: attention by layer and head, then the gain of the error's norm."""
-    norms = [np.sqrt(statistics.size * errors) for errors in (statistics.null_errors, statistics.errors)]
-    return np.concatenate([statistics.attention, (norms[0] - norms[1])[:, :, None]], axis=2)
 
 
 SCORES: Mapping[str, type] = {score.name: score for score in (PMI, DenoisingError, Attention, Hybrid)}

@@ -15,7 +15,7 @@ from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
 from diffsight.matching.attention import AttentionProbe, Pooling, find_attention_layers
 from diffsight.matching.scores import PMI, Hybrid, Score, score_from_dict
-from diffsight.scoring.elimination import Exhaustive, Policy
+from diffsight.scoring.elimination import Exhaustive, Policy, check_count
 from diffsight.scoring.racing import Forecast
 from diffsight.scoring.scorer import Scorer
 
@@ -39,6 +39,10 @@ class MatchSettings:
         tokens: Which tokens the attention is pooled over: ``content``, ``content+end``, or ``all`` with padding, as
             published.
         seed: Of the noise. All images and texts see the same draws, so that any two scores can be compared.
+        batch_leak: None, always, unless published numbers of He et al. are to be explained. Else how many queries make
+            a batch whose attention is averaged, as their code does (16 in its commands): **scores then share
+            information between queries, and are not valid**; see `diffsight.matching.leak`. The right candidate of a
+            query counts as its first one, wherever it stands.
     """
 
     score: Score = field(default_factory=PMI)
@@ -50,6 +54,7 @@ class MatchSettings:
     layers: tuple[str, ...] | None = None
     tokens: str = "content"
     seed: int = 0
+    batch_leak: int | None = None
 
     def __post_init__(self) -> None:
         low, high = self.timesteps
@@ -60,12 +65,14 @@ class MatchSettings:
         if self.tokens not in TOKENS:
             raise InputError(f"Unknown tokens {self.tokens!r}. {nearest(self.tokens, TOKENS)}")
         Exhaustive(num_draws=self.draws)
+        if self.batch_leak is not None:
+            _check_leak(self.batch_leak, self.score, self.policy)
 
     def policy_for(self, candidates: int) -> Policy:
         """The policy for a set of candidates."""
         if self.policy is not None:
             return self.policy
-        return Exhaustive(num_draws=self.draws) if candidates < MANY else Forecast()
+        return Exhaustive(num_draws=self.draws) if candidates < MANY or self.batch_leak else Forecast()
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-compatible values, for a run's fingerprint."""
@@ -83,6 +90,7 @@ class MatchSettings:
             "layers": list(self.layers) if self.layers is not None else None,
             "tokens": self.tokens,
             "seed": self.seed,
+            **({} if self.batch_leak is None else {"batch_leak": self.batch_leak}),
         }
 
 
@@ -93,7 +101,8 @@ def match_preset(name: str) -> MatchSettings:
         name: ``"discffusion"``: the score that He et al.'s code computes (2305.10722): attention over all tokens
             without division by their number, of both the text and the empty text, plus the gain of the error's norm,
             at 30 timesteps from 10 to 989. The latent is the posterior's mean; the authors sample it anew for every
-            candidate. Their average of the attention over a batch is not part of it.
+            candidate. Their average of the attention over a batch is a fault and not part of it; ``batch_leak`` of
+            `MatchSettings` has it.
 
     Raises:
         InputError: If there is no such preset.
@@ -108,6 +117,18 @@ def match_preset(name: str) -> MatchSettings:
         pooling=Pooling(per_token=False),
         tokens="all",
     )
+
+
+def _check_leak(size: int, score: Score, policy: Policy | None) -> None:
+    """Refuse a leak of what is not shared in the published code."""
+    check_count("batch_leak", size, least=2)
+    if not score.needs_attention:
+        raise InputError(
+            f"batch_leak shares attention between queries, and the score {score.name!r} has none. Use the preset "
+            "'discffusion', or the score 'attention' or 'hybrid'."
+        )
+    if not (policy is None or isinstance(policy, Exhaustive)):
+        raise InputError(f"batch_leak measures all candidates at all draws; leave out the policy {policy.name!r}.")
 
 
 def levels_of(settings: MatchSettings, policy: Policy, backbone: Backbone) -> Int[Tensor, " draws"]:
