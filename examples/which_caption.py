@@ -14,7 +14,7 @@ import numpy as np
 
 from diffsight import ImageTextMatcher
 from diffsight.data.scenes import caption, draw, random_scene
-from diffsight.matching.figures import draw_explanation
+from diffsight.matching.figures import draw_explanations
 
 
 def draw_scenes(folder: Path) -> Path:
@@ -41,7 +41,7 @@ def main(out: str, pictures: str | None = None, model: str = "tiny-shapes") -> N
         sys.stdout.write(f"the caption {name!r} fits best: the picture of {captions[best]!r}\n")
 
     figure = Path(out) / "words.png"
-    draw_explanation(matcher.explain(files[0], captions[0]), files[0], figure)
+    draw_explanations([matcher.explain(files[0], captions[0])], files[0], figure)
     sys.stdout.write(f"{figure}\n")
 
 

@@ -151,8 +151,10 @@ def test_an_explanation_tells_of_each_word(match, photos, tmp_path):
     assert done.code == 0
     assert re.search(r"^cat +0\.\d+ +most at x \d+%, y \d+%$", done.out, re.M)
     assert (tmp_path / "deep" / "cat.png").stat().st_size > 1000
-    values = json.loads(match("explain", photos / "cat/1.png", "--text", "a cat", "--json").out)
-    assert values["words"] == ["start", "a", "cat", "end"]
+    done = match("explain", photos / "cat/1.png", "--text", "a cat", "--text", "a small dog", "--json")
+    values, other = json.loads(done.out)
+    assert (values["text"], values["words"]) == ("a cat", ["start", "a", "cat", "end"])
+    assert other["words"] == ["start", "a", "small", "dog", "end"]
     assert len(values["gain_by_timestep"]) == 3
 
 

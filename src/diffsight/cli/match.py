@@ -140,7 +140,9 @@ def run(
 def explain(
     *,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image.")],
-    text: Annotated[str, typer.Option("--text", metavar="TEXT", help="A caption of it.")],
+    text: Annotated[
+        list[str], typer.Option("--text", metavar="TEXT", help="A caption of it; give several to compare.")
+    ],
     model: match_options.MatchModel,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a heat-map for each word (needs matplotlib).")
@@ -158,26 +160,29 @@ def explain(
     with output.interruptible("Nothing was kept."):
         settings = make_settings(score=None, preset=None, draws=draws, timesteps=timesteps, layers=layers, seed=seed)
         matcher = load_matcher(model, None, settings, adapter, None, device, dtype)
-        found = matcher.explain(image, text, draws=settings.draws)
+        found = [matcher.explain(image, one, draws=settings.draws) for one in text]
         if figure is not None:
-            from diffsight.matching.figures import draw_explanation
+            from diffsight.matching.figures import draw_explanations
 
-            draw_explanation(found, image, figure)
+            draw_explanations(found, image, figure)
     if as_json:
-        output.show_json(
-            {
-                "words": list(found.words),
-                "maps": found.maps.tolist(),
-                "gain": found.gain.tolist(),
-                "timesteps": found.timesteps.tolist(),
-                "gain_by_timestep": found.gain_by_timestep.tolist(),
-            }
-        )
+        output.show_json([_explained(caption, one) for caption, one in zip(text, found, strict=True)])
         return 0
-    output.show(str(found))
+    output.show("\n\n".join(str(one) for one in found))
     if figure is not None:
         output.show(f"Figure: {figure}")
     return 0
+
+
+def _explained(text: str, found: Any) -> dict[str, Any]:  # noqa: ANN401 - Explanation
+    return {
+        "text": text,
+        "words": list(found.words),
+        "maps": found.maps.tolist(),
+        "gain": found.gain.tolist(),
+        "timesteps": found.timesteps.tolist(),
+        "gain_by_timestep": found.gain_by_timestep.tolist(),
+    }
 
 
 def _show_matrix(images: list[Path], texts: list[str], scores: list[list[float]], calls: int, *, as_json: bool) -> int:
