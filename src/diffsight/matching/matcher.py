@@ -86,7 +86,7 @@ class ImageTextMatcher:
         if score == "clip":
             raise InputError(
                 f"{model.name} is a diffusion model. For CLIP's score give a CLIP model, such as "
-                "'hf:openai/clip-vit-large-patch14'."
+                "'hf:openai/clip-vit-large-patch14', or 'tiny-shapes-clip' for rendered scenes."
             )
         if score is not None:
             self.settings = with_score(self.settings, score)
