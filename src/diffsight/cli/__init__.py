@@ -9,6 +9,8 @@ import typer
 from diffsight.cli import (
     classify,
     convert,
+    distil,
+    diversity,
     doctor,
     evaluate,
     features,
@@ -16,10 +18,13 @@ from diffsight.cli import (
     ls,
     match,
     match_fit,
+    networks,
     output,
     probing,
     rescore,
     search,
+    synthesize,
+    train,
 )
 from diffsight.errors import DiffsightError
 
@@ -35,8 +40,14 @@ app = typer.Typer(
 )
 app.command()(classify.classify)
 app.command()(evaluate.evaluate)
+app.command()(train.train)
+app.command()(networks.export)
 app.command()(rescore.rescore)
 app.command("ls")(ls.ls)
+app.command()(synthesize.synthesize)
+app.command()(diversity.diversity)
+app.command()(diversity.gaussian)
+app.command()(distil.distil)
 app.command()(convert.convert)
 app.command()(layers.layers)
 app.command()(doctor.doctor)

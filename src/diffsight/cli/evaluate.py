@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffsight.cli import options, output
+from diffsight.cli import networks, options, output
 from diffsight.errors import InputError
 
 
@@ -42,16 +42,52 @@ def evaluate(
     batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    adapt_bn: Annotated[
+        bool,
+        typer.Option(
+            "--adapt-bn",
+            help="Of a trained network: BatchNorm as of the task's unlabelled images, a transductive result "
+            "(default: as trained).",
+        ),
+    ] = False,
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
 ) -> int:
     """Measure a model on a task, in a run that can be continued.
 
     The same command continues a run that was interrupted. Every denoising error is kept in the run's directory, so
-    that 'diffsight rescore' can ask for another loss, weighting or policy without the model.
+    that 'diffsight rescore' can ask for another loss, weighting or policy without the model. The model can also be a
+    network: the directory of 'diffsight train', or an ONNX file of 'diffsight export'.
     """
     if out is None and not dry_run:
         raise InputError("Where should the run go? Give --out DIR, or --dry-run to see what it would cost.")
+    given = {
+        "templates": templates,
+        "preset": preset,
+        "policy": policy,
+        "draws": draws,
+        "loss": loss,
+        "weighting": weighting,
+        "ensemble": ensemble,
+        "batch-size": batch_size,
+        "dtype": dtype,
+    }
+    if networks.is_network(model):
+        networks.refuse_scoring([name for name, value in given.items() if value is not None])
+        return networks.measure(
+            task,
+            model,
+            out,
+            root=root,
+            split=split,
+            limit=limit,
+            device=device,
+            adapt=adapt_bn,
+            as_json=as_json,
+            dry_run=dry_run,
+        )
+    if adapt_bn:
+        raise InputError(f"--adapt-bn is for networks of 'diffsight train'; {model!r} is none.")
     with output.interruptible("The same command continues from the last commit."):
         from diffsight.evaluation import runner
         from diffsight.evaluation.task import load_task

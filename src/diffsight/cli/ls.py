@@ -17,6 +17,8 @@ class Kind(StrEnum):
     policies = "policies"
     presets = "presets"
     probes = "probes"
+    networks = "networks"
+    tricks = "tricks"
 
 
 # What the table shows; JSON has more.
@@ -27,6 +29,8 @@ COLUMNS = {
     Kind.policies: ("name", "default", "most calls", "description"),
     Kind.presets: ("name", "policy", "loss", "weighting", "template", "source"),
     Kind.probes: ("name", "layers", "timesteps", "grid", "head", "ImageNet top-1", "source"),
+    Kind.networks: ("name", "family", "paper", "stem up to 64 pixels"),
+    Kind.tricks: ("name", "description"),
 }
 
 
@@ -35,7 +39,7 @@ def ls(
     *,
     as_json: options.Json = False,
 ) -> int:
-    """List models, tasks of classification or matching, policies, presets of classification, or presets of probes."""
+    """List models, tasks, policies, presets of classification or probes, networks, or tricks of synthetic sets."""
     lists = {
         Kind.models: models,
         Kind.tasks: tasks,
@@ -43,6 +47,8 @@ def ls(
         Kind.policies: policies,
         Kind.presets: presets,
         Kind.probes: probes,
+        Kind.networks: networks,
+        Kind.tricks: tricks,
     }
     entries = lists[kind]()
     if as_json:
@@ -52,6 +58,8 @@ def ls(
         output.show(output.table([columns, *([str(entry[key]) for key in columns] for entry in entries)]))
         if kind is Kind.policies:
             output.show("Most calls: of an image with ten classes and one prompt for each, if no class can be dropped.")
+        if kind is Kind.networks:
+            output.show("All of timm's networks can be trained, too, by timm's names.")
     return 0
 
 
@@ -177,3 +185,25 @@ def probes() -> list[dict[str, Any]]:
         }
         for name, paper in PRESETS.items()
     ]
+
+
+def networks() -> list[dict[str, Any]]:
+    """Networks to train, with what their first layers are for small images."""
+    from diffsight.synthesis.networks import NETWORKS, STEMS
+
+    return [
+        {
+            "name": name,
+            "family": known.family,
+            "paper": "arXiv:2302.03298" if known.paper else "",
+            "stem up to 64 pixels": STEMS[known.family].format(patch="4 for 32 pixels" if known.family == "vit" else 2),
+        }
+        for name, known in NETWORKS.items()
+    ]
+
+
+def tricks() -> list[dict[str, Any]]:
+    """Tricks of synthetic training sets: what is said of a class, and with how much guidance."""
+    from diffsight.synthesis.bag import TRICKS
+
+    return [{"name": name, "description": description} for name, description in TRICKS.items()]

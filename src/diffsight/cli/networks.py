@@ -1,0 +1,162 @@
+"""What ``diffsight evaluate`` does with a trained network, and ``diffsight export``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffsight.cli import options, output
+from diffsight.errors import InputError
+
+if TYPE_CHECKING:
+    from diffsight.evaluation.trained import TrainedJob
+    from diffsight.synthesis.export import Exported
+
+PILOT = 64
+
+
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A directory of 'diffsight train', or of one of its seeds.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file.")],
+    as_json: options.Json = False,
+) -> int:
+    """Write a trained network as ONNX, if onnxruntime computes from it what torch does.
+
+    Class names and preprocessing are in the file's metadata, the normalisation is in the graph. Of several seeds the
+    first is taken: to take the best on real images would be a choice by them.
+    """
+    with output.interruptible("Nothing was written."):
+        from diffsight.synthesis.export import export_onnx
+        from diffsight.synthesis.trainer import load_trained
+
+        written = export_onnx(load_trained(model, device="cpu")[0], out)
+    if as_json:
+        facts = {"bytes": written.bytes, "opset": written.opset, "difference": written.difference}
+        output.show_json({"model": str(model), "file": str(written.path), **facts})
+    else:
+        output.show(exported(written))
+    return 0
+
+
+def exported(written: "Exported") -> str:
+    """A line on an ONNX file."""
+    return (
+        f"ONNX: {written.path} ({written.bytes / 1e6:,.1f} MB, opset {written.opset}); onnxruntime's logits differ "
+        f"from torch's by {written.difference:.1e} of the largest"
+    )
+
+
+def is_network(model: str) -> bool:
+    """Whether a name on the command line is a trained network; looks at files, and imports nothing for a model's."""
+    path = Path(model)
+    if path.suffix.lower() != ".onnx" and not path.is_dir():
+        return False
+    from diffsight.evaluation.recognisers import is_trained
+
+    return is_trained(path)
+
+
+def refuse_scoring(given: Sequence[str]) -> None:
+    """Refuse options that say how a diffusion model scores.
+
+    Raises:
+        InputError: If one was given.
+    """
+    if given:
+        raise InputError(
+            f"A trained network has no denoising errors: leave out {' and '.join(f'--{name}' for name in given)}."
+        )
+
+
+def measure(
+    task: str,
+    model: str,
+    out: Path | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    limit: int | None,
+    device: str | None,
+    adapt: bool,
+    as_json: bool,
+    dry_run: bool,
+) -> int:
+    """Measure a trained network on a task; each seed of a training in a run of its own."""
+    with output.interruptible("The same command continues from the last commit."):
+        from diffsight.evaluation import trained
+        from diffsight.evaluation.recognisers import load_recognisers
+        from diffsight.evaluation.task import load_task
+
+        chosen = load_task(task)
+        if split is not None:
+            chosen = replace(chosen, split=split)
+        models = load_recognisers(model, device=device)
+        jobs = [trained.make_trained_job(chosen, each, limit=limit, root=root) for each in models]
+        if out is None or dry_run:
+            _show_cost(jobs, as_json=as_json)
+            return 0
+        if adapt:
+            jobs = [trained.adapted(job) for job in jobs]
+        results = []
+        with output.stages() as report:
+            for number, job in enumerate(jobs):
+                what = "images" if len(jobs) == 1 else f"images of network {number + 1}"
+                where = out if len(jobs) == 1 else out / f"network-{number + 1}"
+                results.append(
+                    trained.evaluate_trained(
+                        job, where, progress=lambda done, total, what=what: report(what, done, total, 0)
+                    )
+                )
+        metrics = trained.over_seeds(results)
+        if len(jobs) > 1:
+            output.write_json(out / "metrics.json", metrics)
+    if as_json:
+        note = _note(metrics)
+        output.show_json({"run": str(out), "task": chosen.name, "model": model, "metrics": metrics, "note": note})
+    else:
+        output.show(f"{chosen.name} with {model}, {chosen.source} ({chosen.split})")
+        output.show_metrics(metrics)
+        _show_extra(metrics)
+        output.show(f"Run: {out}\n{_note(metrics)}")
+    return 3 if metrics["failed"] else 0
+
+
+def _show_extra(metrics: Mapping[str, Any]) -> None:
+    if metrics["sd"] is not None:
+        count = len(metrics["seeds"])
+        output.show(f"{count} networks: {metrics['mean']:.1%} ± {metrics['sd']:.1%} (above: the first)")
+    speed = metrics["speed"]
+    output.show(
+        f"{speed['images_per_second']:,.0f} images/s on {speed['device']}, {speed['with_reading']:,.0f} with reading "
+        "and resizing"
+    )
+
+
+def _note(metrics: Mapping[str, Any]) -> str:
+    """What has to be said beside the numbers."""
+    if not metrics["learnt"]:
+        return f"Protocol: {metrics['label']}."
+    return f"Protocol: {metrics['label']}. THE NETWORK LEARNT FROM THESE VERY IMAGES: this is no test."
+
+
+def _show_cost(jobs: Sequence["TrainedJob"], *, as_json: bool) -> None:
+    """Recognise a few images, and say what all would cost."""
+    from diffsight.evaluation.trained import pace
+
+    pilot = min(PILOT, len(jobs[0].source))
+    rate = pace(jobs[0], images=pilot)
+    images = len(jobs) * len(jobs[0].source)
+    seconds = images / rate
+    if as_json:
+        facts = {"images": images, "seconds": seconds, "images_per_second": rate, "pilot_images": pilot}
+        output.show_json({"dry_run": True, "calls": 0, **facts})
+        return
+    output.show(
+        output.table([("images", f"{images:,}"), ("time", f"{output.duration(seconds)} ({rate:,.0f} images/s)")])
+    )
+    output.show(f"Extrapolated from {pilot} images that were really recognised. Nothing was written.")

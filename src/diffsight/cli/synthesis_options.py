@@ -1,0 +1,292 @@
+"""What ``diffsight synthesize`` makes of its options: classes, tricks, filters, and what checks the labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffsight.cli import options
+from diffsight.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from diffsight.backbones import Backbone
+    from diffsight.synthesis.bag import TrickOptions
+    from diffsight.synthesis.classes import Classes
+    from diffsight.synthesis.filters import Scorer
+    from diffsight.synthesis.plan import SynthesisSettings
+
+SELF = "self"
+_LABEL_DRAWS = 20
+_LABEL_TEMPLATE = "a photo of a {}."
+
+ClassNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--classes",
+        metavar="NAMES|FILE",
+        help="Class names separated by commas, or a file with one per line; NAME or FOLDER=NAME (no default).",
+    ),
+]
+TrickName = Annotated[
+    str, typer.Option("--trick", metavar="NAME", help="One of 'diffsight ls tricks', or several joined by '+'.")
+]
+PerClass = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Images of each class (default: 100, or the preset's).")
+]
+Domains = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--domain",
+        metavar="WORDS",
+        help="A kind of picture for multi-domain and satellite; may be repeated (default: the paper's ten).",
+    ),
+]
+Form = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What is said of class and domain (default: '{a domain} of {a class}')."),
+]
+OwnTemplates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="TEXT",
+        help="Prompt with {class} or {a class} for the trick templates; may be repeated (default: none).",
+    ),
+]
+AliasFile = Annotated[
+    Path | None, typer.Option("--aliases", metavar="FILE", help="JSON: other names of each class (default: none).")
+]
+Superclass = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS|FILE", help="What the classes are a type of, or JSON that says it of each (default: none)."
+    ),
+]
+BankFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--bank",
+        metavar="FILE",
+        help="Prompts: one template per line, or JSON with a list for each class (default: none).",
+    ),
+]
+SamplerName = Annotated[
+    str | None, typer.Option("--sampler", metavar="NAME", help="ddim, dpm++ or euler (default: dpm++).")
+]
+Steps = Annotated[int | None, typer.Option(min=1, metavar="N", help="Denoising steps (default: 20).")]
+GuidanceScale = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S|LOW-HIGH",
+        help="Guidance of all tricks but random-guidance: 1 is none; or a range, uniform (default: 3).",
+    ),
+]
+WholeScales = Annotated[
+    bool | None,
+    typer.Option(
+        "--whole-scales/--any-scales",
+        help="Only whole numbers as random scales, as in the paper's code (default: any, or the preset's).",
+    ),
+]
+Size = Annotated[
+    int | None, typer.Option(min=4, metavar="N", help="Side of the images written (default: as they are drawn).")
+]
+Format = Annotated[
+    str, typer.Option("--format", metavar="NAME", help="folder of images, or wds: webdataset's tar files.")
+]
+Flat = Annotated[
+    float, typer.Option(min=0, metavar="D", help="Drop images whose grey levels deviate less than this; 0 keeps them.")
+]
+NearDuplicates = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="BITS",
+        help="Drop an image that differs from another of its class in fewer of 256 bits; 0 keeps it (default: 12).",
+    ),
+]
+Unwanted = Annotated[
+    Path | None,
+    typer.Option("--reject", metavar="DIR", help="Pictures that are dropped wherever they appear (default: none)."),
+]
+LabelCheck = Annotated[
+    str | None,
+    typer.Option(
+        metavar="self|MODEL",
+        help="Drop an image that this takes for another class: the model itself, or a CLIP or diffusion model "
+        "(default: no check).",
+    ),
+]
+MaxAttempts = Annotated[
+    int, typer.Option(min=1, metavar="N", help="How often an image is drawn before it is given up.")
+]
+
+
+def read_class_names(names: Sequence[str] | None, task: str | None) -> "Classes":
+    """The classes, from ``--classes`` or ``--task``.
+
+    Raises:
+        InputError: If neither or both are given, or a name is wrong.
+    """
+    from diffsight.synthesis.classes import Classes
+
+    if bool(names) == (task is not None):
+        raise InputError("Which classes? Give --classes NAMES, --classes FILE, or --task NAME, and one of them.")
+    if task is not None:
+        from diffsight.evaluation.task import load_task
+
+        known = load_task(task).class_names
+        if not known:
+            raise InputError(f"The task {task!r} takes its class names from its data. Give them with --classes.")
+        return Classes.of_task(known)
+    given = list(names or ())
+    file = Path(given[0]) if len(given) == 1 and "," not in given[0] and Path(given[0]).is_file() else None
+    return Classes.parse(options.read_classes(None, file) or () if file else options.read_classes(given, None) or ())
+
+
+def read_guidance(text: str | None, usual: Any) -> Any:  # noqa: ANN401 - Guidance, which imports too much
+    """A guidance law from ``3`` or ``1-5``.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if text is None:
+        return usual
+    low, dash, high = text.replace(":", "-").partition("-")
+    try:
+        values = float(low), float(high if dash else low)
+    except ValueError:
+        raise InputError(f"--guidance-scale is a number or a range such as 1-5; got {text!r}.") from None
+    return replace(usual, low=values[0], high=values[1])
+
+
+def make_trick_options(
+    usual: "TrickOptions",
+    class_names: Sequence[str],
+    *,
+    guidance: str | None,
+    whole: bool | None,
+    domains: list[str] | None,
+    form: str | None,
+    templates: list[str] | None,
+    aliases: Path | None,
+    superclass: str | None,
+    bank: Path | None,
+) -> "TrickOptions":
+    """What tricks are made with: the usual, or a preset's, and what the user says."""
+    from diffsight.synthesis.banks import read_aliases, read_bank, read_superclasses
+
+    kind: Any = superclass
+    if superclass is not None and superclass.endswith(".json"):
+        kind = read_superclasses(superclass, class_names)
+    random = usual.random if whole is None else replace(usual.random, whole=whole)
+    return replace(
+        usual,
+        guidance=read_guidance(guidance, usual.guidance),
+        random=random,
+        domains=tuple(domains) if domains else None,
+        form=form,
+        templates=tuple(templates) if templates else None,
+        aliases=read_aliases(aliases, class_names) if aliases is not None else None,
+        superclass=kind,
+        bank=read_bank(bank, class_names) if bank is not None else None,
+    )
+
+
+def make_settings(
+    *,
+    preset: str | None,
+    sampler: str | None,
+    steps: int | None,
+    size: int | None,
+    antialias: bool,
+    per_class: int | None,
+) -> tuple["SynthesisSettings", "TrickOptions", str]:
+    """Settings without trick and filters, what tricks are usually made with, and the model if none is named.
+
+    Raises:
+        InputError: If a preset is unknown, or given together with what it fixes.
+    """
+    from diffsight.backbones.sampling import Sampler
+    from diffsight.synthesis.bag import TrickOptions
+    from diffsight.synthesis.plan import PAPER_TRICKS, SynthesisSettings
+    from diffsight.synthesis.plan import preset as paper
+
+    usual = Sampler()
+    if preset is None:
+        chosen = Sampler(name=sampler or usual.name, steps=steps or usual.steps)
+        settings = SynthesisSettings(sampler=chosen, size=size, antialias=antialias, per_class=per_class or 100)
+        return settings, TrickOptions(), "tiny-fashion"
+    found = paper(preset)
+    asked = {"sampler": sampler, "steps": steps, "size": size, "no-antialias": None if antialias else True}
+    if surplus := [f"--{name}" for name, value in asked.items() if value is not None]:
+        raise InputError(f"--preset {preset} fixes that already: leave out {' and '.join(surplus)}, or --preset.")
+    settings = SynthesisSettings(
+        sampler=found.sampler, size=found.size, antialias=found.antialias, per_class=per_class or found.per_class
+    )
+    return settings, PAPER_TRICKS, found.model
+
+
+def make_scorer(
+    name: str | None, backbone: "Backbone", classes: "Classes", *, device: str | None, dtype: str | None
+) -> "Scorer | None":
+    """What checks the labels: the generator's own zero-shot classifier, another model's, or a CLIP.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        PromptError: If a class name is too long for it.
+    """
+    if name is None:
+        return None
+    from diffsight.backbones.clip import is_clip, load_clip
+
+    if name != SELF and is_clip(name):
+        return _ClipScorer(load_clip(name, device=device, dtype=dtype), tuple(classes.names))
+    from diffsight.zero_shot.classifier import DiffusionClassifier
+
+    judge = backbone if name == SELF else options.load_model(name, device, dtype)
+    classifier = DiffusionClassifier(
+        judge,
+        list(classes.names),
+        templates=_LABEL_TEMPLATE,
+        policy=options.make_policy(None, _LABEL_DRAWS),
+        batch_size=options.batch_rows(judge, None),
+    )
+    return _ZeroShotScorer(classifier.fit())
+
+
+@dataclass(slots=True, eq=False)
+class _ZeroShotScorer:
+    """A diffusion classifier as the filters want it."""
+
+    classifier: Any
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        identity = self.classifier.setup_.backbone.identity()
+        self.name = f"zero-shot {identity.get('weights', '')[:16]}, at most {_LABEL_DRAWS} draws, {_LABEL_TEMPLATE!r}"
+
+    def __call__(self, images: "Sequence[Image.Image]") -> "np.ndarray":
+        return self.classifier.decision_function(list(images))
+
+
+@dataclass(slots=True, eq=False)
+class _ClipScorer:
+    """CLIP as the filters want it."""
+
+    encoder: Any
+    classes: tuple[str, ...]
+    name: str = field(init=False)
+    _texts: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = f"clip {self.encoder.identity().get('weights', '')[:16]}, {_LABEL_TEMPLATE!r}"
+        self._texts = self.encoder.texts([_LABEL_TEMPLATE.format(name) for name in self.classes])
+
+    def __call__(self, images: "Sequence[Image.Image]") -> "np.ndarray":
+        return (self.encoder.images(images) @ self._texts.T).float().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Classifiers from class names alone: synthetic training sets, and ordinary networks trained on them."""
