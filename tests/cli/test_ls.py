@@ -6,7 +6,7 @@ from diffsight.errors import ModelError
 from diffsight.evaluation.task import list_tasks
 
 
-@pytest.mark.parametrize("kind", ["models", "tasks", "matching", "policies", "presets"])
+@pytest.mark.parametrize("kind", ["models", "tasks", "matching", "policies", "presets", "tricks"])
 def test_a_list_is_a_table_and_json(run, kind):
     listed = run("ls", kind)
     entries = json.loads(run("ls", kind, "--json").out)

@@ -9,7 +9,8 @@ import typer
 
 from diffsight.cli import app, output
 
-COMMANDS = ("classify", "evaluate", "rescore", "ls", "convert", "doctor")
+SYNTHESIS = ("synthesize", "train", "export", "diversity", "gaussian", "distil")
+COMMANDS = ("classify", "evaluate", "rescore", "ls", "convert", "doctor", *SYNTHESIS)
 HEAVY = ["torch", "numpy", "scipy", "sklearn", "PIL", "pyarrow", "yaml", "tqdm", "huggingface_hub", "rich"]
 
 

@@ -99,13 +99,16 @@ def test_tricks_take_their_options(run, sd, tmp_path):
     assert said[0]["prompt"] == "an image of a bag, a type of thing"
 
 
-def test_labels_are_checked_by_the_model_itself_and_by_a_clip(run, command, monkeypatch, tmp_path):
-    arguments, _ = command
-    done = run(*arguments, "--label-check", "self", "--max-attempts", 2, "--json")
+@pytest.mark.parametrize("judge", ["self", "tiny-shapes-clip"])
+def test_labels_are_checked_by_the_model_itself_or_by_another(run, command, judge):
+    arguments, out = command
+    done = run(*arguments, "--label-check", judge, "--max-attempts", 2, "--json")
     assert done.code in (0, 3), done.err
     told = json.loads(done.out)
     assert told["images"] + told["missing"] == 6
     assert told["drawn"] == 6 + told["dropped"].get("label", 0) - told["missing"]
+    checked = json.loads((out / "dataset.json").read_text())["settings"]["filters"]["scorer"]
+    assert checked.startswith("zero-shot" if judge == "self" else "clip")
 
 
 def test_what_is_given_up_is_counted_and_ends_with_3(run, sd, tmp_path):

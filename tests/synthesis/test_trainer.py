@@ -11,7 +11,11 @@ from digit_folders import NAMES, write_generated, write_photographs
 from diffsight.errors import InputError, ModelError, NumericsError, RunError
 from diffsight.store.run import Run
 from diffsight.synthesis import batches, material
+from diffsight.synthesis.learner import Learner
+from diffsight.synthesis.networks import NetworkPlan, build_network, plan_network
 from diffsight.synthesis.options import PRESETS, TrainSettings, find_settings
+from diffsight.synthesis.placement import place
+from diffsight.synthesis.preprocessing import Preprocessing
 from diffsight.synthesis.trained import TrainedClassifier
 from diffsight.synthesis.trainer import estimate, load_trained, train
 from diffsight.synthesis.training_set import open_training_set
@@ -201,6 +205,16 @@ def test_the_papers_recipe_to_the_letter():
         find_settings("shipard2022")
 
 
+@pytest.mark.parametrize(("preset", "momentum"), [(None, 0.1), ("shipard2023", 0.01)])
+def test_statistics_of_norms_follow_as_they_should(preset, momentum):
+    """With torchvision's 0.01 a MobileNet stays at chance for hundreds of steps, whatever it has learnt."""
+    settings = find_settings(preset, network="mobilenetv3-small")
+    how = Preprocessing(size=32, scale=32)
+    learner = Learner(plan_network(settings.network, 3, 32), settings, how, place("cpu", "no"), 0)
+    norms = [module for module in learner.network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {momentum}
+
+
 def test_a_preset_trains(few, tmp_path):
     settings = replace(find_settings("shipard2023", network="test_resnet"), epochs=1)
     made = train(few, tmp_path / "out", settings=settings, device="cpu")
@@ -235,8 +249,6 @@ def test_what_a_training_would_cost(generated):
 
 
 def load_network(cost):
-    from diffsight.synthesis.networks import NetworkPlan, build_network
-
     return build_network(NetworkPlan.from_dict(cost.network))
 
 

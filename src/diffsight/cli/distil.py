@@ -16,7 +16,8 @@ def distil(
     *,
     classes: given.ClassNames = None,
     task: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Instead, the classes of a task of 'diffsight ls tasks'.")
+        str | None,
+        typer.Option(metavar="NAME", help="Instead, the classes of a task of 'diffsight ls tasks' (default: none)."),
     ] = None,
     images: Annotated[
         Path | None,

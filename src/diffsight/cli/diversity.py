@@ -45,7 +45,8 @@ def diversity(
     real: Annotated[
         str | None,
         typer.Option(
-            metavar="TASK|SOURCE", help="Compare with real images, as an oracle: a task, a folder, torchvision:NAME."
+            metavar="TASK|SOURCE",
+            help="Compare with real images, as an oracle: a task, a folder, torchvision:NAME (default: none).",
         ),
     ] = None,
     features: FeatureModel = None,

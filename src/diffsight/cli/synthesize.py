@@ -22,7 +22,8 @@ def synthesize(
     *,
     classes: given.ClassNames = None,
     task: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Instead, the classes of a task of 'diffsight ls tasks'.")
+        str | None,
+        typer.Option(metavar="NAME", help="Instead, the classes of a task of 'diffsight ls tasks' (default: none)."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The set's directory (no default; not needed with --dry-run).")
