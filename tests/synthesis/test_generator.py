@@ -3,6 +3,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tarfile
 from dataclasses import replace
@@ -138,6 +139,8 @@ def test_every_image_is_drawn_again_to_the_bit(made, fashion):
     assert np.array_equal(pixels(recreate(found.path, found.paths[6], model=fashion)), pixels(found.image(6)))
     with pytest.raises(InputError, match="is no image of"):
         recreate(found.path, "bag/00009.png", model=fashion)
+    with pytest.raises(InputError, match="has 12 images, from 0 to 11; got 12"):
+        recreate(found.path, 12, model=fashion)
     with pytest.raises(ModelError, match="Load the one that drew it"):
         recreate(found.path, 0, model=load("tiny-fashion", device="cpu", dtype="bf16"))
 
@@ -240,6 +243,10 @@ def test_a_link_out_of_the_directory_is_not_followed(fashion, tmp_path, monkeypa
     (out / "images" / "bag").rmdir()
     (out / "images" / "bag").symlink_to(outside)
     with pytest.raises(RunError, match="is a link out of"):
+        synthesize(fashion, CLASSES, out, settings=SETTINGS)
+    shutil.rmtree(out / "images")
+    (out / "images").symlink_to(outside)
+    with pytest.raises(RunError, match="images is a link out of"):
         synthesize(fashion, CLASSES, out, settings=SETTINGS)
     assert list(outside.iterdir()) == []
 
@@ -454,6 +461,8 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(sd, tmp_path):
             replace(SETTINGS, **wrong)
     with pytest.raises(InputError, match="1000 noise levels"):
         make_plan(sd, ["cat", "dog"], replace(SETTINGS, sampler=Sampler(steps=1000)))
+    with pytest.raises(InputError, match="batch_size is a number of images from 1; got 0"):
+        synthesize(sd, ["cat", "dog"], tmp_path / "out", batch_size=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -477,8 +486,6 @@ def test_batches_are_full_and_of_mixed_classes(fashion):
 
 
 def test_damaged_sets_are_refused(made, tmp_path):
-    import shutil
-
     found, _ = made
     with pytest.raises(SourceError, match="is no synthetic set"):
         read_synthetic(tmp_path / "none")

@@ -1,7 +1,7 @@
-"""What ``diffsight synthesize`` makes of its options: classes, tricks, filters, and what checks the labels."""
+"""What ``diffsight synthesize`` makes of its options: classes, tricks and settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,18 +11,10 @@ from diffsight.cli import options
 from diffsight.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    from diffsight.backbones import Backbone
     from diffsight.synthesis.bag import TrickOptions
     from diffsight.synthesis.classes import Classes
-    from diffsight.synthesis.filters import Scorer
     from diffsight.synthesis.plan import SynthesisSettings
 
-SELF = "self"
-_LABEL_DRAWS = 20
-_LABEL_TEMPLATE = "a photo of a {}."
 
 ClassNames = Annotated[
     list[str] | None,
@@ -230,63 +222,3 @@ def make_settings(
         sampler=found.sampler, size=found.size, antialias=found.antialias, per_class=per_class or found.per_class
     )
     return settings, PAPER_TRICKS, found.model
-
-
-def make_scorer(
-    name: str | None, backbone: "Backbone", classes: "Classes", *, device: str | None, dtype: str | None
-) -> "Scorer | None":
-    """What checks the labels: the generator's own zero-shot classifier, another model's, or a CLIP.
-
-    Raises:
-        ModelError: If the model cannot be loaded.
-        PromptError: If a class name is too long for it.
-    """
-    if name is None:
-        return None
-    from diffsight.backbones.clip import is_clip, load_clip
-
-    if name != SELF and is_clip(name):
-        return _ClipScorer(load_clip(name, device=device, dtype=dtype), tuple(classes.names))
-    from diffsight.zero_shot.classifier import DiffusionClassifier
-
-    judge = backbone if name == SELF else options.load_model(name, device, dtype)
-    classifier = DiffusionClassifier(
-        judge,
-        list(classes.names),
-        templates=_LABEL_TEMPLATE,
-        policy=options.make_policy(None, _LABEL_DRAWS),
-        batch_size=options.batch_rows(judge, None),
-    )
-    return _ZeroShotScorer(classifier.fit())
-
-
-@dataclass(slots=True, eq=False)
-class _ZeroShotScorer:
-    """A diffusion classifier as the filters want it."""
-
-    classifier: Any
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        identity = self.classifier.setup_.backbone.identity()
-        self.name = f"zero-shot {identity.get('weights', '')[:16]}, at most {_LABEL_DRAWS} draws, {_LABEL_TEMPLATE!r}"
-
-    def __call__(self, images: "Sequence[Image.Image]") -> "np.ndarray":
-        return self.classifier.decision_function(list(images))
-
-
-@dataclass(slots=True, eq=False)
-class _ClipScorer:
-    """CLIP as the filters want it."""
-
-    encoder: Any
-    classes: tuple[str, ...]
-    name: str = field(init=False)
-    _texts: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.name = f"clip {self.encoder.identity().get('weights', '')[:16]}, {_LABEL_TEMPLATE!r}"
-        self._texts = self.encoder.texts([_LABEL_TEMPLATE.format(name) for name in self.classes])
-
-    def __call__(self, images: "Sequence[Image.Image]") -> "np.ndarray":
-        return (self.encoder.images(images) @ self._texts.T).float().cpu().numpy()

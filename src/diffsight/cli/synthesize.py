@@ -9,6 +9,7 @@ import typer
 
 from diffsight.cli import options, output
 from diffsight.cli import synthesis_options as given
+from diffsight.cli.label_scorers import make_scorer
 from diffsight.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def synthesize(
         settings = replace(settings, trick=make_trick(trick, trick_options), seed=seed, filters=filters, format=format_)
         backbone = options.load_model(model or paper_model, device, dtype)
         make_plan(backbone, named, settings)  # Refuses what cannot be drawn before a second model is loaded.
-        scorer = given.make_scorer(label_check, backbone, named, device=device, dtype=dtype)
+        scorer = make_scorer(label_check, backbone, named, device=device, dtype=dtype)
         settings = replace(settings, filters=replace(filters, scorer=scorer.name if scorer else None))
         plan = make_plan(backbone, named, settings)
         rows = batch_size or min(options.batch_rows(backbone, None), ON_CPU if backbone.device.type == "cpu" else 256)

@@ -73,8 +73,14 @@ class SyntheticSet:
         return self.rows.column("label").to_numpy().astype(np.int64)
 
     def row(self, number: int) -> dict[str, Any]:
-        """All that one image was made from, and where it is."""
-        return self.rows.slice(range(len(self))[number], 1).to_pylist()[0]
+        """All that one image was made from, and where it is.
+
+        Raises:
+            InputError: If there are not so many.
+        """
+        if not 0 <= number < len(self):
+            raise InputError(f"{self.path} has {len(self)} images, from 0 to {len(self) - 1}; got {number}.")
+        return self.rows.slice(number, 1).to_pylist()[0]
 
     def find(self, file: str | Path) -> int:
         """The number of an image by its file, below the directory or wherever that is.

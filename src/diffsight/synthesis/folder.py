@@ -62,12 +62,10 @@ class Store:
             RunError: If a folder leads out of the directory, or the disk refuses.
         """
         with writing(self.out):
-            top = self.out.resolve()
             for folder in self.classes.folders:
                 path = self.out / IMAGES / folder
+                refuse_links_out(self.out, path)
                 make(path)
-                if not path.resolve().is_relative_to(top):
-                    raise RunError(f"{path} is a link out of {self.out}. Remove it: images are written inside only.")
                 for left in path.glob(".*.png.tmp"):
                     left.unlink(missing_ok=True)
 
@@ -154,7 +152,7 @@ def find_members(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Refuse a directory that holds something else.
+    """Refuse a directory that holds something else, or links out of itself.
 
     Raises:
         RunError: If it does.
@@ -164,6 +162,18 @@ def refuse_foreign(out: Path) -> None:
     there = sorted(os.listdir(out)) if out.is_dir() else []
     if there and not (out / RUN).is_dir():
         raise RunError(f"{out} holds {there[0]!r} and is no set that diffsight made. Give an empty or a new directory.")
+    for name in (RUN, IMAGES, SHARDS):
+        refuse_links_out(out, out / name)
+
+
+def refuse_links_out(out: Path, path: Path) -> None:
+    """Refuse to write where a link leads out of a set's directory.
+
+    Raises:
+        RunError: If it does.
+    """
+    if not path.resolve().is_relative_to(out.resolve()):
+        raise RunError(f"{path} is a link out of {out}. Remove it: a set is written inside its directory only.")
 
 
 def drop_empty(out: Path, classes: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffsight.backbones import Backbone, load
 from diffsight.backbones.sampling import Sampler
-from diffsight.errors import ModelError
+from diffsight.errors import InputError, ModelError
 from diffsight.store.run import Run
 from diffsight.synthesis.classes import Classes
 from diffsight.synthesis.dataset import SyntheticSet, read_synthetic
@@ -28,7 +28,7 @@ from diffsight.synthesis.painting import Order, Painted, Painter, resized
 from diffsight.synthesis.plan import Plan, SynthesisSettings, make_plan
 from diffsight.synthesis.tricks import Prescription
 
-SECONDS_BETWEEN_COMMITS = 5.0
+SECONDS_BETWEEN_COMMITS = 10.0
 _WRITERS = 4
 _NOT_WRITTEN = Written(sha256="", bytes=0)
 
@@ -65,6 +65,8 @@ def synthesize(
             damaged, or the disk refuses. What was finished is safe.
         NumericsError: If the model draws something that is not a number.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is a number of images from 1; got {batch_size}.")
     backbone = load(model) if isinstance(model, str | Path) else model
     plan = make_plan(backbone, classes, settings)
     session = _Session(plan=plan, out=Path(out), judge=Judge(plan.settings.filters, scorer), progress=progress)
