@@ -1,38 +1,12 @@
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
-import typer
 
 from diffsight.backbones.cards import assets
-from diffsight.cli import distil as command
-from diffsight.cli import diversity as reports
-from diffsight.cli import output
-from diffsight.errors import DiffsightError
 
 NAMES = ["--classes", "trouser,bag"]
 QUICK = ["--steps", 2, "--network", "test_resnet", "--epochs", 1, "--device", "cpu"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """The commands of this file, as an application of their own."""
-    monkeypatch.setattr(output, "SECONDS_BETWEEN_LINES", float("inf"))
-    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(command.distil)
-    app.command()(reports.diversity)
-    app.command()(reports.gaussian)
-
-    def call(*arguments):
-        try:
-            code = app([str(argument) for argument in arguments], standalone_mode=False) or 0
-        except DiffsightError as error:
-            code = output.refuse(str(error))
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")

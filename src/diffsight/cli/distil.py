@@ -15,10 +15,7 @@ from diffsight.errors import InputError
 def distil(
     *,
     classes: given.ClassNames = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Instead, the classes of a task of 'diffsight ls tasks' (default: none)."),
-    ] = None,
+    task: given.ClassesOfTask = None,
     images: Annotated[
         Path | None,
         typer.Option(

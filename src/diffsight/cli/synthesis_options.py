@@ -24,6 +24,12 @@ ClassNames = Annotated[
         help="Class names separated by commas, or a file with one per line; NAME or FOLDER=NAME (no default).",
     ),
 ]
+ClassesOfTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task", metavar="NAME", help="Instead, the classes of a task of 'diffsight ls tasks' (default: none)."
+    ),
+]
 TrickName = Annotated[
     str, typer.Option("--trick", metavar="NAME", help="One of 'diffsight ls tricks', or several joined by '+'.")
 ]

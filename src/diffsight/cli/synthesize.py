@@ -22,10 +22,7 @@ ON_CPU = 64  # Images in a batch there: more are no quicker, and reports and com
 def synthesize(
     *,
     classes: given.ClassNames = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Instead, the classes of a task of 'diffsight ls tasks' (default: none)."),
-    ] = None,
+    task: given.ClassesOfTask = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The set's directory (no default; not needed with --dry-run).")
     ] = None,

@@ -1,6 +1,5 @@
 """Rows of published benchmarks: found, read and checked, with the right candidate where the query's id says."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 from diffsight.data.manifests import check_text
 from diffsight.data.queries import Query
 from diffsight.data.tables import load_json
+from diffsight.diffusion.noise import key_of
 from diffsight.errors import InputError, SourceError
 
 STREAM = "compositional-philox4x64-1"
@@ -26,7 +26,7 @@ def placed(id: str, right: T, wrong: Sequence[T]) -> tuple[tuple[T, ...], int]:
 
 def digest(address: str) -> int:
     """A number of 128 bits that follows from an address alone."""
-    return int.from_bytes(hashlib.blake2b(f"{STREAM} {address}".encode(), digest_size=16).digest(), "little")
+    return key_of(f"{STREAM} {address}".encode())
 
 
 def find(place: Path, *names: str) -> Path:

@@ -5,7 +5,6 @@ not on the version of numpy, and the images of one class do not decide about tho
 no classes: `few_shot_queries` keeps their images apart instead.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from jaxtyping import Int, Integer
 from numpy.typing import NDArray
 
 from diffsight.data.queries import Query, picture_identity
+from diffsight.diffusion.noise import key_of
 from diffsight.errors import InputError
 
 STREAM = "splits-philox4x64-1"
@@ -169,8 +169,7 @@ def _shuffled(labels: Labels, *, seed: int, purpose: str) -> dict[int, NDArray[n
 
 def _order(count: int, address: str) -> NDArray[np.int64]:
     """A random order. The raw words are sorted, for numpy may change how its generators shuffle."""
-    digest = hashlib.blake2b(f"{STREAM} {address}".encode(), digest_size=16).digest()
-    return np.argsort(np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count), kind="stable")
+    return np.argsort(np.random.Philox(key=key_of(f"{STREAM} {address}".encode())).random_raw(count), kind="stable")
 
 
 def _rounded(number: float) -> int:

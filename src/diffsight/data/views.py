@@ -4,8 +4,6 @@ The augmentation is that of Mukhopadhyay et al. (arXiv:2307.08702, as in ADM's `
 random crop, and a mirror image every second time.
 """
 
-import hashlib
-
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from diffsight.data.decoding import to_rgb
 from diffsight.data.images import SCALERS, ImageTransform, cut_square
+from diffsight.diffusion.noise import key_of
 from diffsight.errors import InputError
 
 STREAM = "views-philox4x64-1"
@@ -66,8 +65,7 @@ def _words(image_id: str, *, view: int, seed: int) -> list[int]:
     """Four random 64-bit words: numpy guarantees the raw stream of Philox, but not what is made of it."""
     # File names may hold bytes that are not text; Python carries them as lone surrogates.
     owner = b"image:" + image_id.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(f"{STREAM} {seed} {view} ".encode() + owner, digest_size=16).digest()
-    return np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(4).tolist()
+    return np.random.Philox(key=key_of(f"{STREAM} {seed} {view} ".encode() + owner)).random_raw(4).tolist()
 
 
 def _below(limit: int, word: int) -> int:

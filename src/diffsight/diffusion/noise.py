@@ -86,8 +86,12 @@ class NoiseBank:
     def _key(self, image_id: str, size: int) -> int:
         # File names may hold bytes that are not text; Python carries them as lone surrogates.
         owner = b"" if self.shared else b"image:" + image_id.encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(f"{STREAM} {self.seed} {size} ".encode() + owner, digest_size=16).digest()
-        return int.from_bytes(digest, "little")
+        return key_of(f"{STREAM} {self.seed} {size} ".encode() + owner)
+
+
+def key_of(address: bytes) -> int:
+    """The key of numpy's Philox generator that an address stands for: 128 bits that are the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(address, digest_size=16).digest(), "little")
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

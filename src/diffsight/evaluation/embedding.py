@@ -1,7 +1,7 @@
 """Images to one feature vector each, by a network that has a name: a diffusion model, or one of timm's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -134,11 +134,9 @@ class NetworkEmbedder:
     name: str
     network: Normalised
     preprocessing: Preprocessing
-    _device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
-        object.__setattr__(self, "_device", next(self.network.parameters()).device)
 
     @property
     def calls_per_image(self) -> int:
@@ -172,7 +170,7 @@ class NetworkEmbedder:
                     failures.append((sample.id, str(error)))
             if images:
                 with torch.inference_mode():
-                    rows.append(self.network(to_unit(torch.stack(images).to(self._device))).float().cpu())
+                    rows.append(self.network(to_unit(torch.stack(images).to(self.network.mean.device))).float().cpu())
             if progress is not None:
                 progress(min(start + _BATCH, len(source)), 0)
         if not rows:

@@ -1,12 +1,8 @@
 """Runs a matching task into a directory that can be killed at any moment and continued."""
 
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from diffsight.evaluation.matching_metrics import Outcome, judge, summarize
 from diffsight.matching.adapters import fingerprint
 from diffsight.matching.leak import NOT_VALID, check_batches
 from diffsight.matching.matcher import TOGETHER, ImageTextMatcher, Match
+from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 
 
@@ -47,16 +44,8 @@ class MatchJob:
             "settings": {"score": {"name": "clip"}} if clip else self.matcher.settings.to_dict(),
             "adapter": None if self.matcher.adapter is None else fingerprint(self.matcher.adapter),
         }
-        recorded = {
-            "batch_size": self.matcher.batch_size,
-            "model": model.name,
-            "device": str(model.device),
-            "versions": {name: version(name) for name in ("diffsight", "torch", "diffusers", "transformers")},
-            "python": platform.python_version(),
-            "command": sys.argv[1:],
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        return Manifest(fields, recorded)
+        facts = {"batch_size": self.matcher.batch_size, "model": model.name, "device": str(model.device)}
+        return Manifest(fields, session(("diffusers", "transformers"), **facts))
 
 
 def evaluate_matching(

@@ -1,13 +1,9 @@
 """Runs a task with a model into a run directory that can be killed at any moment and continued."""
 
 import itertools
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from diffsight.errors import InputError
 from diffsight.evaluation.metrics import summary
 from diffsight.evaluation.task import Task
 from diffsight.scoring.engine import Engine, Scored
+from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 from diffsight.zero_shot.settings import Settings, Setup, prepare
 from diffsight.zero_shot.verdict import decide
@@ -51,16 +48,9 @@ class Job:
             "data": {"source": self.source.name, "images": len(self.source), "ids": self.source.fingerprint()},
             **self.setup.fingerprint(),
         }
-        recorded = {
-            "batch_size": batch_size,
-            "model": self.setup.backbone.name,
-            "device": str(self.setup.backbone.device),
-            "versions": {name: version(name) for name in ("diffsight", "torch", "diffusers", "transformers")},
-            "python": platform.python_version(),
-            "command": sys.argv[1:],
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        return Manifest(fields, recorded)
+        backbone = self.setup.backbone
+        facts = {"batch_size": batch_size, "model": backbone.name, "device": str(backbone.device)}
+        return Manifest(fields, session(("diffusers", "transformers"), **facts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

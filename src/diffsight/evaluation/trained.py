@@ -1,12 +1,8 @@
 """Trained networks on a task: the same metrics as for a diffusion model, and their cost as images per second."""
 
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from diffsight.errors import ImageError, InputError
 from diffsight.evaluation.metrics import summary
 from diffsight.evaluation.recognisers import Recogniser, device_of
 from diffsight.evaluation.task import Task
+from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 from diffsight.synthesis.trained import TrainedClassifier
 from diffsight.synthesis.training_set import match_classes
@@ -54,15 +51,7 @@ class TrainedJob:
             "classes": list(self.classes),
             "model": self.model.identity(),
         }
-        recorded = {
-            "device": device_of(self.model),
-            "label": self.model.label,
-            "versions": {name: version(name) for name in ("diffsight", "torch", "torchvision")},
-            "python": platform.python_version(),
-            "command": sys.argv[1:],
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        return Manifest(fields, recorded)
+        return Manifest(fields, session(("torchvision",), device=device_of(self.model), label=self.model.label))
 
     @property
     def learnt(self) -> bool:

@@ -28,7 +28,7 @@ from diffsight.features.heads.specs import DifFormer, head_from_dict, seeded
 from diffsight.features.heads.training import make_optimizer
 from diffsight.features.probe import check_model
 from diffsight.features.two_passes import DifFeed, TwoPasses, backward, plan_passes
-from diffsight.store.disk import digest, make, put, to_json
+from diffsight.store.disk import digest, put_model, to_json
 
 FORMAT, VERSION = "diffsight-diffeed", 1
 _JSON, _WEIGHTS = "diffeed.json", "diffeed.safetensors"
@@ -248,14 +248,7 @@ class DifFeedClassifier(ClassifierMixin, BaseEstimator):
             "classes": self.classes_.tolist(),
             "weights": digest(weights),
         }
-        try:
-            make(folder)
-            put(folder / _WEIGHTS, weights)
-            put(folder / _JSON, to_json(record, "DifFeed", indent=1).encode())
-        except OSError as error:
-            raise ModelError(
-                f"{error.filename or folder} cannot be written: {error.strerror}. Make room, or give another folder."
-            ) from error
+        put_model(folder, {_WEIGHTS: weights, _JSON: to_json(record, "DifFeed", indent=1).encode()})
 
     @classmethod
     def load(cls, folder: Path | str, backbone: Backbone | None = None) -> "DifFeedClassifier":

@@ -141,10 +141,13 @@ def save_adapter(adapter: Adapter, path: Path | str) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        ModelError: If the disk refuses.
     """
     from safetensors.torch import save
 
-    from diffsight.store.disk import put
+    from diffsight.store.disk import put_model
 
     path = Path(path).expanduser()
     path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
@@ -155,8 +158,7 @@ def save_adapter(adapter: Adapter, path: Path | str) -> Path:
         "settings": dict(adapter.settings),
         "notes": dict(adapter.notes),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    put(path, save(_tensors(adapter), {"diffsight": json.dumps(about)}))
+    put_model(path.parent, {path.name: save(_tensors(adapter), {"diffsight": json.dumps(about)})})
     return path
 
 

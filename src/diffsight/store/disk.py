@@ -7,13 +7,13 @@ import json
 import os
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
-from diffsight.errors import InputError, RunError
+from diffsight.errors import InputError, ModelError, RunError
 
 SCHEMA = 1
 _REMEDIES = {
@@ -125,6 +125,26 @@ def put(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def put_model(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of something that was learnt, each whole or absent; the last one may tell if the others are its own.
+
+    Args:
+        folder: Made where it is missing.
+        files: Contents by name, in the order in which they are written.
+
+    Raises:
+        ModelError: If the disk refuses.
+    """
+    try:
+        make(folder.resolve())
+        for name, data in files.items():
+            put(folder / name, data)
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or folder} cannot be written: {error.strerror}. Make room, or give another place."
+        ) from error
 
 
 def lock(directory: Path) -> io.FileIO:

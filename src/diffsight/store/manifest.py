@@ -1,8 +1,12 @@
 """What a run's numbers depend on: two runs may be joined only when it is the same."""
 
 import json
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,22 @@ def _flatten(value: object, name: str = "") -> dict[str, str]:
 def _shorten(text: str | None, limit: int = 100) -> str:
     text = "(absent)" if text is None else text
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def session(packages: Sequence[str], **facts: object) -> dict[str, Any]:
+    """What is worth recording of a session and changes no number: versions, command, start time, and other facts.
+
+    Args:
+        packages: Beside diffsight and torch, whose versions matter.
+        facts: Such as the device and the batch size.
+    """
+    return {
+        **facts,
+        "versions": {name: version(name) for name in ("diffsight", "torch", *packages)},
+        "python": platform.python_version(),
+        "command": sys.argv[1:],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from diffsight.data.images import cut_square
+from diffsight.synthesis.networks import SMALL
 from diffsight.synthesis.options import TrainSettings
 from diffsight.synthesis.preprocessing import Preprocessing, pixels
 from diffsight.synthesis.randomness import uniforms
 
-SMALL = 64
 _TRIES = 10
 _RATIOS = (log(3 / 4), log(4 / 3))
 

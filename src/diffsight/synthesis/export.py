@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from diffsight.data.images import images_from
 from diffsight.errors import InputError, ModelError
-from diffsight.store.disk import digest, make, put, to_json
+from diffsight.store.disk import digest, put_model, to_json
 from diffsight.synthesis.preprocessing import Preprocessing, to_unit
-from diffsight.synthesis.trained import BATCH, TrainedClassifier
+from diffsight.synthesis.trained import BATCH, TrainedClassifier, in_batches
 
 OPSET = 18
 SUFFIX = ".onnx"
@@ -115,11 +114,7 @@ def export_onnx(model: TrainedClassifier, path: Path | str, *, seed: int = 0) ->
             f"the largest, where {TOLERANCE:g} is allowed. Nothing was written. Use another network, or other versions "
             "of torch and onnxruntime."
         )
-    try:
-        make(path.resolve().parent)
-        put(path, data)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be written: {error.strerror}. Make room, or give another path.") from error
+    put_model(path.parent, {path.name: data})
     return Exported(path=path, bytes=len(data), opset=OPSET, difference=difference)
 
 
@@ -193,10 +188,7 @@ class OnnxClassifier:
 
     def logits(self, X: Any, *, batch_size: int = BATCH) -> Float[Tensor, "n k"]:  # noqa: ANN401
         """Logits of each image; raises ImageError if one cannot be read."""
-        images = images_from(X)
-        starts = range(0, len(images), batch_size)
-        spans = (range(start, min(start + batch_size, len(images))) for start in starts)
-        return torch.cat([self.run(torch.stack([self.preprocessing(images[i]) for i in span])) for span in spans])
+        return in_batches(self.run, self.preprocessing, X, batch_size)
 
     def run(self, batch: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         """Logits of images that went through ``preprocessing``."""

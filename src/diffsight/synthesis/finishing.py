@@ -2,11 +2,8 @@
 
 import json
 import logging
-import platform
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 
 from diffsight.errors import RunError
 from diffsight.store.disk import put, to_json, writing
+from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 from diffsight.synthesis.describing import readme
 from diffsight.synthesis.figures import contact_sheets
@@ -40,16 +38,8 @@ log = logging.getLogger(__name__)
 
 def manifest_of(plan: Plan, batch_size: int) -> Manifest:
     """What a set depends on, and what else is worth recording of a session."""
-    recorded = {
-        "batch_size": batch_size,
-        "model": plan.backbone.name,
-        "device": str(plan.backbone.device),
-        "versions": {name: version(name) for name in ("diffsight", "torch", "diffusers", "transformers", "pillow")},
-        "python": platform.python_version(),
-        "command": sys.argv[1:],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return Manifest(plan.fingerprint(), recorded)
+    facts = {"batch_size": batch_size, "model": plan.backbone.name, "device": str(plan.backbone.device)}
+    return Manifest(plan.fingerprint(), session(("diffusers", "transformers", "pillow"), **facts))
 
 
 def finish(run: Run, plan: Plan, ledger: Ledger, store: Store, painter: Painter, *, notes: Sequence[str] = ()) -> None:

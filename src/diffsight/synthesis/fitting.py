@@ -1,11 +1,7 @@
 """One training with one seed, committed after each epoch and continued from there."""
 
-import platform
-import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from diffsight.errors import RunError
+from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 from diffsight.synthesis.batches import Readers
 from diffsight.synthesis.learner import Learner, Measured
@@ -144,14 +141,7 @@ def _manifest(material: Material, seed: int, placement: Placement) -> Manifest:
         "seed": seed,
         "processes": placement.processes,
     }
-    recorded = {
-        "device": str(placement.device),
-        "versions": {name: version(name) for name in ("diffsight", "torch", "torchvision")},
-        "python": platform.python_version(),
-        "command": sys.argv[1:],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return Manifest(fields, recorded)
+    return Manifest(fields, session(("torchvision",), device=str(placement.device)))
 
 
 def _finish(material: Material, learner: Learner, run: Run, folder: Path, best: dict[str, Any] | None) -> None:

@@ -1,6 +1,5 @@
 """Random numbers with an address: the same whoever asks, whenever, and after any interruption."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,13 +7,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt64
 
+from diffsight.diffusion.noise import key_of
+
 STREAM = "training-philox4x64-1"
 
 
 def _key(address: tuple[str | int, ...]) -> int:
     # A file name may hold bytes that are not text; Python carries them as lone surrogates.
-    text = " ".join(map(str, (STREAM, *address))).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+    return key_of(" ".join(map(str, (STREAM, *address))).encode("utf-8", "surrogatepass"))
 
 
 def _words(count: int, address: tuple[str | int, ...]) -> UInt64[np.ndarray, " n"]:

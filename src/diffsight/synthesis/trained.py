@@ -1,7 +1,7 @@
 """`TrainedClassifier`: an ordinary network that was trained, with all that is needed to use it and to judge it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from diffsight.backbones.base import resolve_device
 from diffsight.data.images import images_from
 from diffsight.errors import InputError, ModelError, NumericsError
-from diffsight.store.disk import digest, make, put, to_json
+from diffsight.store.disk import digest, put_model, to_json
 from diffsight.synthesis.networks import NetworkPlan, build_network
 from diffsight.synthesis.preprocessing import BATCH_NORMS, Normalised, Preprocessing, to_unit
 from diffsight.synthesis.protocol import PROTOCOLS
@@ -93,10 +93,7 @@ class TrainedClassifier:
 
     def logits(self, X: Any, *, batch_size: int = BATCH) -> Float[Tensor, "n k"]:  # noqa: ANN401
         """Logits of each image, on the CPU. Raises as `predict`."""
-        images = images_from(X)
-        starts = range(0, len(images), batch_size)
-        spans = (range(start, min(start + batch_size, len(images))) for start in starts)
-        return torch.cat([self.run(torch.stack([self.preprocessing(images[i]) for i in span])) for span in spans])
+        return in_batches(self.run, self.preprocessing, X, batch_size)
 
     @torch.inference_mode()
     def run(self, batch: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
@@ -147,9 +144,6 @@ class TrainedClassifier:
             with torch.inference_mode():
                 copy(to_unit(torch.stack([self.preprocessing(images[i]) for i in batch]).to(self.device)))
             seen += len(batch)
-        for name in layers:
-            norm = modules[name]
-            norm.momentum = 0.1
         return replace(self, network=copy, adapted=seen)
 
     def _rebuilt(self, device: torch.device) -> Normalised:
@@ -184,14 +178,7 @@ class TrainedClassifier:
             "notes": dict(self.notes),
             "versions": {name: version(name) for name in ("diffsight", "torch", "torchvision")},
         }
-        try:
-            make(folder)
-            put(folder / WEIGHTS, weights)
-            put(folder / CARD, to_json(record, "A classifier", indent=1).encode())
-        except OSError as error:
-            raise ModelError(
-                f"{error.filename or folder} cannot be written: {error.strerror}. Make room, or give another folder."
-            ) from error
+        put_model(folder, {WEIGHTS: weights, CARD: to_json(record, "A classifier", indent=1).encode()})
 
     @classmethod
     def load(cls, folder: Path | str, *, device: str | torch.device | None = None) -> "TrainedClassifier":
@@ -232,6 +219,29 @@ class TrainedClassifier:
     def _weights(self) -> bytes:
         state = self.network.state_dict()
         return safetensors.torch.save({key: value.cpu().contiguous().clone() for key, value in state.items()})
+
+
+def in_batches(
+    run: Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b k"]],
+    preprocessing: Preprocessing,
+    X: Any,  # noqa: ANN401
+    batch_size: int,
+) -> Float[Tensor, "n k"]:
+    """Prepare images of any form and run them, some at a time.
+
+    Args:
+        run: From prepared images to logits.
+        preprocessing: What prepares them.
+        X: Images in any form that `images_from` takes.
+        batch_size: How many at a time.
+
+    Raises:
+        ImageError: If one cannot be read.
+    """
+    images = images_from(X)
+    starts = range(0, len(images), batch_size)
+    spans = (range(start, min(start + batch_size, len(images))) for start in starts)
+    return torch.cat([run(torch.stack([preprocessing(images[i]) for i in span])) for span in spans])
 
 
 def _record(folder: Path) -> dict[str, Any]:

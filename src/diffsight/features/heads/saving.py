@@ -18,7 +18,7 @@ from diffsight.features.heads.logistic import Logistic
 from diffsight.features.heads.neighbours import Neighbours, NeighboursHead
 from diffsight.features.heads.scaling import Scaling
 from diffsight.features.heads.specs import HeadSpec, Linear, NetworkSpec, head_from_dict
-from diffsight.store.disk import digest, make, put, to_json
+from diffsight.store.disk import digest, put_model, to_json
 
 FORMAT, VERSION = "diffsight-head", 1
 _JSON, _WEIGHTS = "head.json", "head.safetensors"
@@ -50,14 +50,7 @@ def save_head(head: FittedHead, folder: Path) -> None:
         "standardized": bool(head.scaling),
         "weights": {"bytes": len(weights), "sha256": digest(weights)},
     }
-    try:
-        make(folder)
-        put(folder / _WEIGHTS, weights)
-        put(folder / _JSON, to_json(record, "A head", indent=1).encode())
-    except OSError as error:
-        raise ModelError(
-            f"{error.filename or folder} cannot be written: {error.strerror}. Make room, or give another folder."
-        ) from error
+    put_model(folder, {_WEIGHTS: weights, _JSON: to_json(record, "A head", indent=1).encode()})
 
 
 def load_head(folder: Path, *, device: str | torch.device | None = None) -> FittedHead:
