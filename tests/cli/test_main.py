@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -133,6 +134,16 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, caplog)
     assert "time left not known" in first
     assert second.startswith("6 of 10 images, 5,000 calls")
     assert second.endswith("s left")
+
+
+def test_progress_of_work_without_denoiser_calls_tells_the_time_left_too(monkeypatch, caplog):
+    monkeypatch.setattr(output, "SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level(logging.INFO, logger="diffsight")
+    with output.progress(10, "images of the set") as report:
+        for done in (0, 4, 10):
+            report(done, 0)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(r"4 of 10 images of the set, [\d,.]+/s, [\d.]+ s left", line)
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):

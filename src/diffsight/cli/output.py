@@ -124,7 +124,7 @@ def duration(seconds: float) -> str:
 
 
 @dataclass(slots=True)
-class _Pace:
+class Pace:
     """How fast it goes, counted from the first report: a run that is continued does not start at 0."""
 
     total: int
@@ -132,14 +132,18 @@ class _Pace:
     calls: int = 0
     started: float | None = None
 
-    def update(self, images: int, calls: int) -> tuple[float, float | None]:
-        """Calls per second, and seconds left if that can be told yet."""
+    def update(self, images: int, calls: int = 0) -> str | None:
+        """Calls per second, or images where there are no calls, and the time left; None while nothing was done."""
         now = time.monotonic()
         if self.started is None:
             self.images, self.calls, self.started = images, calls, now
         elapsed = max(now - self.started, 1e-9)
-        done = images - self.images
-        return (calls - self.calls) / elapsed, (self.total - images) * elapsed / done if done else None
+        done, spent = images - self.images, calls - self.calls
+        if not (done or spent):
+            return None
+        speed = f"{spent / elapsed:,.0f} calls/s" if calls else f"{done / elapsed:,.1f}/s"
+        left = f"{duration((self.total - images) * elapsed / done)} left" if done else "time left not known yet"
+        return f"{speed}, {left}"
 
 
 @contextmanager
@@ -153,7 +157,7 @@ def progress(total: int, what: str = "images") -> Iterator[Callable[[int, int], 
     Yields:
         What to call with (images finished, denoiser calls so far).
     """
-    pace = _Pace(total)
+    pace = Pace(total)
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -161,8 +165,7 @@ def progress(total: int, what: str = "images") -> Iterator[Callable[[int, int], 
         with tqdm(total=total, leave=False, file=sys.stderr, bar_format=form) as bar:
 
             def draw(images: int, calls: int) -> None:
-                rate, left = pace.update(images, calls)
-                bar.set_description_str(f"{rate:,.0f} calls/s, {_left(left)}", refresh=False)
+                bar.set_description_str(pace.update(images, calls) or "time left not known yet", refresh=False)
                 bar.update(images - bar.n)
 
             yield draw
@@ -171,11 +174,11 @@ def progress(total: int, what: str = "images") -> Iterator[Callable[[int, int], 
 
     def write(images: int, calls: int) -> None:
         nonlocal last
-        rate, left = pace.update(images, calls)
-        if rate and images < total and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+        speed = pace.update(images, calls)
+        if speed and images < total and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            done = f"{images} of {total} {what}, {calls:,} calls"
-            log.info("%s, %.0f calls/s, %s", done, rate, _left(left))
+            spent = f", {calls:,} calls" if calls else ""
+            log.info("%s of %s %s%s, %s", images, total, what, spent, speed)
 
     yield write
 
@@ -198,10 +201,6 @@ def stages() -> Iterator[Callable[[str, int, int, int], None]]:
             draw(images, calls)
 
         yield report
-
-
-def _left(seconds: float | None) -> str:
-    return "time left not known yet" if seconds is None else f"{duration(seconds)} left"
 
 
 def show_estimate(estimate: "Estimate", *, disk: str, as_json: bool) -> None:

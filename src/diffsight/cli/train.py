@@ -200,14 +200,17 @@ def _progress() -> Iterator[Callable[["Progress"], None]]:
 
             yield draw
         return
-    last = time.monotonic()
+    last, what, pace = time.monotonic(), "", output.Pace(0)
 
     def write(state: "Progress") -> None:
-        nonlocal last
+        nonlocal last, what, pace
+        if state.what != what:
+            what, pace = state.what, output.Pace(state.total)
+        speed = pace.update(state.done)
         if time.monotonic() - last >= output.SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            note = f", {state.note}" if state.note else ""
-            log.info("%s of %s %s%s", f"{state.done:,}", f"{state.total:,}", state.what, note)
+            notes = "".join(f", {note}" for note in (state.note, speed) if note)
+            log.info("%s of %s %s%s", f"{state.done:,}", f"{state.total:,}", state.what, notes)
 
     yield write
 
