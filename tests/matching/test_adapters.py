@@ -325,3 +325,9 @@ def test_an_adapter_without_matrices_leaves_network_score_and_texts_alone(tiny):
         assert state(tiny.network) == before
     assert adapter.score == Weighted(((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
     assert replace(adapter, weights=None).score == PMI()
+
+
+def test_an_adapter_that_cannot_be_written_is_an_error_of_its_own(fitted, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ModelError, match="cannot be written"):
+        save_adapter(fitted["weights"], tmp_path / "file" / "adapter")

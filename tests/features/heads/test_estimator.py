@@ -225,7 +225,7 @@ def test_saving_over_a_head_is_whole_or_refused(saved, maps, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("diffsight.features.heads.saving.put", full)
+    monkeypatch.setattr("diffsight.store.disk.put", full)
     with pytest.raises(ModelError, match="No space left on device"):
         model.save(saved)
 
