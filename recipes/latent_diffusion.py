@@ -7,10 +7,7 @@ package.
 
 import json
 import logging
-import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +15,13 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from training_loop import Batch, Plan, autocast, best_device, train
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 log = logging.getLogger("recipe")
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and how fast to train; everything else is fixed by the recipe.
-
-    Timesteps are drawn as 1000·u^skew with u uniform: a ``skew`` below 1 draws them towards high noise, where text
-    binds.
-    """
-
-    steps: int
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    decay_fraction: float = 0.3
-    ema_decay: float = 0.998
-    seed: int = 0
-    skew: float = 1.0
-    compile: bool = True
-    checkpoint_every: int = 200
-
-    def rate(self, step: int) -> float:
-        """Warm-up, constant, then linear to zero: the end can be moved while the constant part runs."""
-        decay_steps = max(1, int(self.steps * self.decay_fraction))
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay_steps)
-
-
-def device_and_dtype() -> tuple[torch.device, torch.dtype]:
-    """CUDA in bf16 where there is one; bf16 on the CPU too, whose matrix units are made for it."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16
+LATENT_SIDE = 8
 
 
 def make_vae() -> AutoencoderKL:
@@ -78,7 +46,7 @@ def make_unet(*, attention_at_8: bool = False) -> UNet2DConditionModel:
     Attention sits at 4×4, where it is cheap and classes are told apart; also at 8×8 for scenes of several things.
     """
     return UNet2DConditionModel(
-        sample_size=8,
+        sample_size=LATENT_SIDE,
         in_channels=4,
         out_channels=4,
         down_block_types=("CrossAttnDownBlock2D" if attention_at_8 else "DownBlock2D", "CrossAttnDownBlock2D"),
@@ -130,109 +98,38 @@ def make_tokenizer(captions: list[str], folder: Path, max_tokens: int) -> CLIPTo
     return tokenizer
 
 
-def save_state(path: Path, **state: object) -> None:
-    """Write a training state so that a reader sees the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+def make_tokenize(tokenizer: CLIPTokenizer) -> Callable[[list[str]], Tensor]:
+    """From captions to token ids (B, longest that the model reads), padded; each caption is read once and kept."""
+    known: dict[str, Tensor] = {}
 
+    def tokenize(captions: list[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(captions) if text not in known]
+        if new:
+            rows = tokenizer(new, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            known.update(zip(new, rows, strict=True))
+        return torch.stack([known[text] for text in captions])
 
-def load_state(path: Path) -> dict | None:
-    """The last state written to ``path``, tensors only, or None."""
-    return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids (B, longest that the model reads), padded."""
-    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
-def train(
-    folder: Path,
-    name: str,
-    model: nn.Module,
-    plan: Plan,
-    loss_of: Callable[[nn.Module, torch.Generator], Tensor],
-    watch: Callable[[nn.Module], dict[str, float]] | None = None,
-) -> nn.Module:
-    """AdamW with an averaged copy; continues from ``folder/NAME.pt``; one JSON line per 50 steps. Gives the copy.
-
-    ``watch`` looks at the averaged copy every 500 steps and at the end; what it finds goes into ``folder/watch.jsonl``.
-    """
-    device, _ = device_and_dtype()
-    model = model.to(device)
-
-    def move(averages: list[Tensor], current: list[Tensor], count: int) -> None:
-        # The average starts short, so that it forgets the random initialisation.
-        decay = min(plan.ema_decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averages, current, 1 - decay)
-
-    averaged = AveragedModel(model, multi_avg_fn=move)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    step, path = 0, folder / f"{name}.pt"
-    if state := load_state(path):
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        log.info("%s continues at step %d of %d", name, step, plan.steps)
-
-    def checkpoint() -> None:
-        save_state(
-            path,
-            model=model.state_dict(),
-            averaged=averaged.state_dict(),
-            optimizer=optimizer.state_dict(),
-            step=step,
-        )
-
-    losses: list[float] = []
-    began = time.monotonic()
-    while step < plan.steps:
-        # One stream per step: a run that was killed draws what an undisturbed one would have drawn.
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step)
-        loss = loss_of(model, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        averaged.update_parameters(model)
-        step += 1
-        losses.append(loss.item())
-        if step % 50 == 0 or step == plan.steps:
-            line = {"stage": name, "step": step, "loss": float(np.mean(losses)), "seconds": time.monotonic() - began}
-            with (folder / "curve.jsonl").open("a") as curve:
-                curve.write(json.dumps(line) + "\n")
-            log.info("%s", line)
-            losses.clear()
-        if watch and (step % 500 == 0 or step == plan.steps):
-            found = {"stage": name, "step": step, **watch(averaged.module)}
-            with (folder / "watch.jsonl").open("a") as record:
-                record.write(json.dumps(found) + "\n")
-            log.info("%s", found)
-        if step % plan.checkpoint_every == 0:
-            checkpoint()
-    checkpoint()
-    return averaged.module
+    return tokenize
 
 
 def train_vae(folder: Path, plan: Plan, images_of: Callable[[torch.Generator, int], Tensor]) -> AutoencoderKL:
     """Fit the VAE to images in [-1, 1], then set its scaling factor so that latents have unit variance."""
     torch.manual_seed(plan.seed)
-    device, dtype = device_and_dtype()
+    device = best_device()
     vae = make_vae()
+    shape = (plan.batch_size, vae.config.latent_channels, LATENT_SIDE, LATENT_SIDE)
 
-    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
-        images = images_of(generator, plan.batch_size).to(device)
-        with torch.autocast(device.type, dtype=dtype):
+    def make_batch(generator: torch.Generator) -> Batch:
+        return images_of(generator, plan.batch_size), torch.randn(shape, generator=generator)
+
+    def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+        images, noise = batch
+        with autocast():
             posterior = model.encode(images).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             decoded = model.decode(posterior.mean + posterior.std * noise).sample
         return nn.functional.l1_loss(decoded.float(), images) + 1e-6 * posterior.kl().mean()
 
-    vae = train(folder, "vae", vae, plan, loss_of).eval()
+    vae = train(folder, "vae", vae, plan, make_batch, loss_of).eval()
     with torch.no_grad():
         latents = vae.encode(images_of(torch.Generator().manual_seed(1), 2048).to(device)).latent_dist.mean
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
@@ -242,7 +139,7 @@ def train_vae(folder: Path, plan: Plan, images_of: Callable[[torch.Generator, in
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, images: np.ndarray, to_tensor: Callable[[np.ndarray], Tensor]) -> Tensor:
     """Posterior means × scaling factor of uint8 images, in fp16: computed once, used every epoch."""
-    device, _ = device_and_dtype()
+    device = best_device()
     parts = [
         (vae.encode(to_tensor(images[i : i + 500]).to(device)).latent_dist.mean * vae.config.scaling_factor)
         .half()
@@ -293,7 +190,6 @@ def train_unet(
     ``start`` is an exported pipeline whose weights are trained further, as the stage ``unet-continued``.
     """
     torch.manual_seed(plan.seed)
-    device, dtype = device_and_dtype()
     scheduler = make_scheduler()
     model = TextAndUNet(make_text_encoder(tokenizer), make_unet(attention_at_8=attention_at_8))
     if start:
@@ -301,22 +197,26 @@ def train_unet(
         model.unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32)
     model.unet.to(memory_format=torch.channels_last)
     compiled: dict[int, nn.Module] = {}
+    tokenize = make_tokenize(tokenizer)
 
-    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
+    def make_batch(generator: torch.Generator) -> Batch:
         x0, captions = batch_of(generator, plan.batch_size)
         # One timestep per stratum: the batch covers the schedule evenly (VDM, 2107.00630 §I.1).
         u = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1
         timestep = (u**plan.skew * 1000).long().clamp(max=999)
         eps = torch.randn(x0.shape, generator=generator)
         x_t = scheduler.add_noise(x0, eps, timestep).contiguous(memory_format=torch.channels_last)
-        tokens = tokenize(tokenizer, captions)
+        return x_t, timestep, tokenize(captions), eps
+
+    def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+        *given, eps = batch
         if id(model) not in compiled:
             compiled[id(model)] = torch.compile(model) if plan.compile else model
-        with torch.autocast(device.type, dtype=dtype):
-            predicted = compiled[id(model)](x_t.to(device), timestep.to(device), tokens.to(device))
-        return nn.functional.mse_loss(predicted.float(), eps.to(device))
+        with autocast():
+            predicted = compiled[id(model)](*given)
+        return nn.functional.mse_loss(predicted.float(), eps)
 
-    return train(folder, "unet-continued" if start else "unet", model.train(), plan, loss_of, watch)
+    return train(folder, "unet-continued" if start else "unet", model.train(), plan, make_batch, loss_of, watch)
 
 
 def export(folder: Path, vae: AutoencoderKL, model: TextAndUNet, tokenizer: CLIPTokenizer) -> None:

@@ -1,6 +1,6 @@
 """Recipe of ``tiny-shapes-clip``: a contrastive model of the scenes and captions that ``tiny-shapes`` learns from.
 
-    python recipes/tiny_clip.py --out build/tiny-shapes --match-steps 6000
+    python recipes/tiny_clip.py --out build/tiny-shapes --match-steps 9000
 
 The baseline of image–text matching has to have seen the same: the same 80 000 scenes and the same captions, without the
 combinations that are held out, for the same compute. ``--match-steps N`` counts the floating-point operations of a
@@ -10,30 +10,20 @@ which thing, in the lines of the stage ``clip``; the model goes to ``OUT/clip``.
 """
 
 import argparse
-import json
 import logging
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from latent_diffusion import (
-    Plan,
-    TextAndUNet,
-    device_and_dtype,
-    make_text_encoder,
-    make_tokenizer,
-    make_unet,
-    tokenize,
-    train,
-)
+from latent_diffusion import TextAndUNet, make_text_encoder, make_tokenize, make_tokenizer, make_unet
 from tiny_shapes import MAX_TOKENS, SCENES, WATCHED, describe, every_word, paint, to_tensor
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from training_loop import Batch, Plan, autocast, best_device, train
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from diffsight.data.binding import binding_examples
@@ -41,8 +31,6 @@ from diffsight.data.scenes import Scene, draw
 
 log = logging.getLogger("recipe")
 
-BATCH = 256
-DIFFUSION_BATCH = 128
 WATCHED_EXAMPLES = 200
 MAX_SCALE = math.log(100)
 
@@ -71,18 +59,17 @@ def make_processor() -> CLIPImageProcessor:
     )
 
 
-def contrast(logits: Tensor, captions: list[str]) -> Tensor:
-    """Symmetric InfoNCE, from logits (B, B) of images and captions.
+def contrast(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Symmetric InfoNCE, from logits (B, B) of images and captions, and the captions' tokens (B, length).
 
     Short captions come several times in a batch ("A red object"). Each fits its own image as well as the other's, and
     to push them apart would teach that a true caption is false. So the same caption of another image counts neither
     for nor against. Captions that differ and are both true stay negatives, as in any CLIP.
     """
-    numbers = {text: index for index, text in enumerate(dict.fromkeys(captions))}
-    number = torch.tensor([numbers[text] for text in captions])
-    twins = (number[:, None] == number[None]) & ~torch.eye(len(captions), dtype=torch.bool)
-    logits = logits.float().masked_fill(twins.to(logits.device), -torch.inf)
-    target = torch.arange(len(captions), device=logits.device)
+    own = torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
+    twins = (tokens[:, None] == tokens[None]).all(-1) & ~own
+    logits = logits.float().masked_fill(twins, -torch.inf)
+    target = torch.arange(len(tokens), device=tokens.device)
     return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
 
 
@@ -93,38 +80,43 @@ def tell(scene: Scene, rng: np.random.Generator) -> str:
     return text
 
 
-def make_loss(
-    tokenizer: CLIPTokenizer, scenes: list[Scene], pictures: np.ndarray
-) -> Callable[[nn.Module, torch.Generator], Tensor]:
-    """The loss of a batch of scenes with captions, both drawn from the generator."""
-    device, dtype = device_and_dtype()
+def make_batches(
+    tokenizer: CLIPTokenizer, scenes: list[Scene], pictures: np.ndarray, size: int
+) -> Callable[[torch.Generator], Batch]:
+    """Batches of scenes with captions: tokens and pixels, both drawn from the generator."""
+    tokenize = make_tokenize(tokenizer)
 
-    def loss_of(model: nn.Module, generator: torch.Generator) -> Tensor:
+    def make_batch(generator: torch.Generator) -> Batch:
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         # Without repetition: a scene that is there twice would be its own negative.
-        chosen = rng.choice(len(scenes), BATCH, replace=False)
-        captions = [tell(scenes[index], rng) for index in chosen]
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=MAX_SCALE)  # As in CLIP (2103.00020 §2.5): larger ones make training unstable.
-        tokens, pixels = tokenize(tokenizer, captions).to(device), to_tensor(pictures[chosen]).to(device)
-        # Not compiled: on a CPU that takes a minute and makes no step shorter.
-        with torch.autocast(device.type, dtype=dtype):
-            output = model(input_ids=tokens, pixel_values=pixels)
-        return contrast(output.logits_per_image, captions)
+        chosen = rng.choice(len(scenes), size, replace=False)
+        return tokenize([tell(scenes[index], rng) for index in chosen]), to_tensor(pictures[chosen])
 
-    return loss_of
+    return make_batch
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of a batch of tokens and pixels."""
+    tokens, pixels = batch
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=MAX_SCALE)  # As in CLIP (2103.00020 §2.5): larger ones make training unstable.
+    # Not compiled: on a CPU that takes a minute and makes no step shorter.
+    with autocast():
+        output = model(input_ids=tokens, pixel_values=pixels)
+    return contrast(output.logits_per_image, tokens)
 
 
 def make_watch(tokenizer: CLIPTokenizer) -> Callable[[nn.Module], dict[str, float]]:
     """How often the true caption is nearer to the image than the false one, by cosine: seen and held-out examples."""
-    device, _ = device_and_dtype()
+    device = best_device()
+    tokenize = make_tokenize(tokenizer)
     exams = {}
     for task in WATCHED:
         for name, held_out in (("seen", False), ("held-out", True)):
             examples = list(binding_examples(task, WATCHED_EXAMPLES, seed=99, held_out=held_out))
             pictures = to_tensor(np.stack([np.asarray(draw(example.scene)) for example in examples]))
             captions = [example.true for example in examples], [example.false for example in examples]
-            exams[f"{task} {name}"] = (pictures, *(tokenize(tokenizer, texts) for texts in captions))
+            exams[f"{task} {name}"] = (pictures, *(tokenize(texts) for texts in captions))
 
     @torch.no_grad()
     def watch(model: nn.Module) -> dict[str, float]:
@@ -142,59 +134,44 @@ def make_watch(tokenizer: CLIPTokenizer) -> Callable[[nn.Module], dict[str, floa
     return watch
 
 
-def training_flops(tokenizer: CLIPTokenizer) -> tuple[int, int]:
-    """Floating-point operations, forwards and backwards, of a step of the diffusion model and of one of CLIP.
+def training_flops(tokenizer: CLIPTokenizer) -> tuple[float, float]:
+    """Floating-point operations, forwards and backwards, that an image takes in training the diffusion model and CLIP.
 
     Multiplications of matrices and convolutions, as `FlopCounterMode` counts them; on the device ``meta`` nothing is
     computed. Attention as plain products, because not all fused kernels are counted.
     """
+    count = 128
 
-    def count(loss_of: Callable[[], Tensor]) -> int:
+    def flops(forward: Callable[[], Tensor]) -> float:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            loss_of().backward()
-        return counter.get_total_flops()
+            forward().backward()
+        return counter.get_total_flops() / count
 
     with torch.device("meta"):
         diffusion = TextAndUNet(make_text_encoder(tokenizer), make_unet(attention_at_8=True))
         clip = make_clip(tokenizer)
-        latents, timestep = torch.zeros(DIFFUSION_BATCH, 4, 8, 8), torch.zeros(DIFFUSION_BATCH)
-        pictures = torch.zeros(BATCH, 3, 32, 32)
-        tokens = torch.zeros(BATCH, MAX_TOKENS, dtype=torch.long)
+        latents, timestep = torch.zeros(count, 4, 8, 8), torch.zeros(count)
+        pictures = torch.zeros(count, 3, 32, 32)
+        tokens = torch.zeros(count, MAX_TOKENS, dtype=torch.long)
         return (
-            count(lambda: diffusion(latents, timestep, tokens[:DIFFUSION_BATCH]).sum()),
-            count(lambda: clip(input_ids=tokens, pixel_values=pictures).logits_per_image.sum()),
+            flops(lambda: diffusion(latents, timestep, tokens).sum()),
+            flops(lambda: clip(input_ids=tokens, pixel_values=pictures).logits_per_image.sum()),
         )
 
 
-def matching_steps(tokenizer: CLIPTokenizer, steps: int) -> int:
-    """Steps of CLIP that take as many operations as ``steps`` of the diffusion model."""
+def matching_steps(tokenizer: CLIPTokenizer, images: int, batch: int) -> int:
+    """Steps of CLIP that take as many operations as the diffusion model for so many images."""
     diffusion, clip = training_flops(tokenizer)
-    found = round(steps * diffusion / clip)
+    steps = round(images * diffusion / clip / batch)
     log.info(
-        "GFLOP of a step: %.1f of the diffusion model (batch %d), %.1f of CLIP (batch %d); %d steps equal %d of CLIP",
+        "GFLOP of an image: %.3f of the diffusion model, %.3f of CLIP; %d images of the former equal %d steps of %d",
         diffusion / 1e9,
-        DIFFUSION_BATCH,
         clip / 1e9,
-        BATCH,
+        images,
         steps,
-        found,
+        batch,
     )
-    return found
-
-
-def timed_steps(out: Path, minutes: float, tokenizer: CLIPTokenizer, loss_of: Callable) -> int:
-    """Steps that fit into so many minutes, measured once and kept in ``OUT/clip-steps.json`` for continuing."""
-    record = out / "clip-steps.json"
-    if not record.exists():
-        device, _ = device_and_dtype()
-        model, generator = make_clip(tokenizer).to(device), torch.Generator().manual_seed(0)
-        loss_of(model, generator).backward()  # The first is always slow.
-        began = time.monotonic()
-        for _ in range(5):
-            loss_of(model, generator).backward()
-        steps = max(1, int(minutes * 60 * 5 / (time.monotonic() - began)))
-        record.write_text(json.dumps({"minutes": minutes, "steps": steps}))
-    return json.loads(record.read_text())["steps"]
+    return steps
 
 
 def train_clip(out: Path, args: argparse.Namespace) -> None:
@@ -202,14 +179,11 @@ def train_clip(out: Path, args: argparse.Namespace) -> None:
     folder = out / "clip"
     tokenizer = make_tokenizer(every_word(), folder, MAX_TOKENS)
     scenes, pictures = paint(0, SCENES)
-    loss_of = make_loss(tokenizer, scenes, pictures)
-    if args.minutes:
-        steps = timed_steps(out, args.minutes, tokenizer, loss_of)
-    else:
-        steps = args.steps or matching_steps(tokenizer, args.match_steps)
-    plan = Plan(steps=steps, batch_size=BATCH)
+    steps = args.steps or matching_steps(tokenizer, args.match_steps * args.match_batch, args.batch)
+    plan = Plan(steps=steps, batch_size=args.batch, minutes=args.minutes, workers=args.workers)
     torch.manual_seed(plan.seed)
-    model = train(out, "clip", make_clip(tokenizer), plan, loss_of, make_watch(tokenizer))
+    batches = make_batches(tokenizer, scenes, pictures, plan.batch_size)
+    model = train(out, "clip", make_clip(tokenizer), plan, batches, loss_of, make_watch(tokenizer))
     with torch.no_grad():
         model.logit_scale.clamp_(max=MAX_SCALE)
     model.cpu().half().save_pretrained(folder)
@@ -223,9 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="work folder; the model goes to OUT/clip")
     length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--match-steps", type=int, help="UNet steps of 128 whose compute is to be matched")
-    length.add_argument("--steps", type=int, help="CLIP steps of 256")
-    length.add_argument("--minutes", type=float, help="as many steps as fit, measured at the start")
+    length.add_argument("--match-steps", type=int, help="UNet steps whose compute is to be matched")
+    length.add_argument("--steps", type=int, help="CLIP steps")
+    parser.add_argument("--match-batch", type=int, default=128, help="images of such a UNet step")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--minutes", type=float, help="longest time of the steps: there are fewer where needed")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches; on a GPU about 5")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from latent_diffusion import Plan, encode_all, export, load_state, make_tokenizer, save_state, train_unet, train_vae
+from latent_diffusion import encode_all, export, make_tokenizer, train_unet, train_vae
 from scipy import ndimage
 from torch import Tensor
+from training_loop import add_length, load_state, plans, save_state
 
 # The first name of each class is the data set's own; the others are synonyms that an English speaker may use.
 NAMES = (
@@ -112,26 +113,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="work folder; the pipeline goes to OUT/pipeline")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--vae-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=8000, help="UNet steps of 128")
-    parser.add_argument("--no-compile", action="store_true")
+    add_length(parser, vae_steps=1000, steps=8000)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     photos, labels = read(args.data)
     images = {domain: transform(domain, photos) for domain in DOMAINS}
-    compiled = not args.no_compile
+    others = [domain for domain in DOMAINS if domain != "photo"]
+    vae_plan, unet_plan = plans(args)
 
     def choose_domain(rng: np.random.Generator) -> str:
-        others = [domain for domain in DOMAINS if domain != "photo"]
-        return "photo" if rng.random() < PHOTO_SHARE else str(rng.choice(others))
+        return "photo" if rng.random() < PHOTO_SHARE else others[rng.integers(len(others))]
 
     def images_of(generator: torch.Generator, count: int) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         return to_tensor(np.stack([images[choose_domain(rng)][rng.integers(len(photos))] for _ in range(count)]))
 
-    vae = train_vae(args.out, Plan(steps=args.vae_steps, batch_size=64, learning_rate=2e-3, ema_decay=0.99), images_of)
+    vae = train_vae(args.out, vae_plan, images_of)
 
     # Every photograph as it is, and every second one in each other domain: enough, and half the encoding time.
     path = args.out / "latents.pt"
@@ -153,7 +152,7 @@ def main() -> None:
             captions.append(caption(rng, domain, labels[index * (1 if domain == "photo" else 2)]))
         return torch.stack(x0).float(), captions
 
-    model = train_unet(args.out, Plan(steps=args.steps, compile=compiled), tokenizer, batch_of)
+    model = train_unet(args.out, unet_plan, tokenizer, batch_of)
     pipeline = args.out / "pipeline"
     export(pipeline, vae, model, tokenizer)
     # How photographs reach the model: diffsight reads this from the folder.

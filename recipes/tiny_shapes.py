@@ -12,27 +12,26 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from latent_diffusion import (
-    Plan,
     TextAndUNet,
-    device_and_dtype,
     encode_all,
     export,
-    load_state,
     make_scheduler,
+    make_tokenize,
     make_tokenizer,
-    save_state,
-    tokenize,
     train_unet,
     train_vae,
 )
 from torch import Tensor, nn
+from training_loop import add_length, best_device, load_state, plans, save_state
 from transformers import CLIPTokenizer
 
 from diffsight.data.binding import binding_examples
@@ -85,11 +84,17 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return (torch.from_numpy(images).float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
 
 
+def paint_one(address: tuple[int, int]) -> tuple[Scene, np.ndarray]:
+    """The scene of an address (seed, number), and its picture, uint8 (32, 32, 3)."""
+    scene = make_scene(np.random.default_rng(address))
+    return scene, np.asarray(draw(scene))
+
+
 def paint(seed: int, count: int) -> tuple[list[Scene], np.ndarray]:
-    """Scenes and their pictures, uint8 (count, 32, 32, 3)."""
-    rng = np.random.default_rng(seed)
-    scenes = [make_scene(rng) for _ in range(count)]
-    return scenes, np.stack([np.asarray(draw(scene)) for scene in scenes])
+    """Scenes and their pictures, uint8 (count, 32, 32, 3); all cores paint."""
+    with ProcessPoolExecutor() as pool:
+        scenes, pictures = zip(*pool.map(paint_one, product((seed,), range(count)), chunksize=1000), strict=True)
+    return list(scenes), np.stack(pictures)
 
 
 @dataclass(frozen=True)
@@ -114,24 +119,23 @@ def make_exam(vae: nn.Module, count: int) -> Exam:
 
 def sit(exam: Exam, tokenizer: CLIPTokenizer) -> Callable[[nn.Module], dict[str, float]]:
     """How often the true caption denoises better, at 12 timesteps from 80 to 960, noise shared by both captions."""
-    device, _ = device_and_dtype()
-    scheduler = make_scheduler()
+    device = best_device()
+    scheduler, tokenize = make_scheduler(), make_tokenize(tokenizer)
 
     @torch.no_grad()
     def watch(model: nn.Module) -> dict[str, float]:
         found = {}
         for key, x0 in exam.latents.items():
             generator = torch.Generator().manual_seed(7)
-            errors = torch.zeros(len(x0), 2)
-            tokens = [tokenize(tokenizer, [pair[side] for pair in exam.captions[key]]).to(device) for side in (0, 1)]
-            for t in range(80, 1000, 80):
-                eps = torch.randn(x0.shape, generator=generator)
-                timestep = torch.full((len(x0),), t)
-                x_t = scheduler.add_noise(x0, eps, timestep).to(device)
-                for side in (0, 1):
-                    guess = model(x_t, timestep.to(device), tokens[side])
-                    errors[:, side] += (guess.float().cpu() - eps).square().flatten(1).mean(1)
-            found[key] = round(float((errors[:, 0] < errors[:, 1]).float().mean()), 3)
+            timestep = torch.arange(80, 1000, 80).repeat_interleave(len(x0))
+            eps = torch.randn((len(timestep), *x0.shape[1:]), generator=generator)
+            x_t = scheduler.add_noise(x0.repeat(len(timestep) // len(x0), 1, 1, 1), eps, timestep).to(device)
+            errors = []
+            for side in (0, 1):
+                tokens = tokenize([pair[side] for pair in exam.captions[key]]).repeat(len(timestep) // len(x0), 1)
+                guess = model(x_t, timestep.to(device), tokens.to(device))
+                errors.append((guess.float().cpu() - eps).square().flatten(1).mean(1).view(-1, len(x0)).sum(0))
+            found[key] = round(float((errors[0] < errors[1]).float().mean()), 3)
         return found
 
     return watch
@@ -144,10 +148,11 @@ def train_diffusion(out: Path, args: argparse.Namespace) -> None:
     def images_of(generator: torch.Generator, count: int) -> Tensor:
         return to_tensor(pictures[torch.randint(len(pictures), (count,), generator=generator).numpy()])
 
+    vae_plan, unet_plan = plans(args, skew=0.6)
     if args.start:
         vae = AutoencoderKL.from_pretrained(args.start / "vae", torch_dtype=torch.float32)
     else:
-        vae = train_vae(out, Plan(steps=args.vae_steps, batch_size=64, learning_rate=2e-3, ema_decay=0.99), images_of)
+        vae = train_vae(out, vae_plan, images_of)
     state = load_state(out / "latents.pt")
     if state is None:
         state = {"latents": encode_all(vae, pictures, to_tensor)}
@@ -162,7 +167,7 @@ def train_diffusion(out: Path, args: argparse.Namespace) -> None:
 
     model: TextAndUNet = train_unet(
         out,
-        Plan(steps=args.steps, skew=0.6, compile=not args.no_compile),
+        unet_plan,
         tokenizer,
         batch_of,
         attention_at_8=True,
@@ -177,10 +182,8 @@ def main() -> None:
     """Run the stages, continuing whatever has been done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="work folder; the pipeline goes to OUT/pipeline")
-    parser.add_argument("--vae-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=9000, help="UNet steps of 128")
     parser.add_argument("--start", type=Path, help="an exported pipeline to train further")
-    parser.add_argument("--no-compile", action="store_true")
+    add_length(parser, vae_steps=1200, steps=9000)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
