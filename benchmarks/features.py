@@ -56,7 +56,7 @@ def untrained(backbone):  # noqa: ANN001, ANN201
     """The same model with a UNet that has learnt nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_config(backbone.unet.config)
+        unet = UNet2DConditionModel.from_config(backbone.unet.config).to(backbone.device)
     return replace(
         backbone,
         name="random UNet",
@@ -82,6 +82,7 @@ def measure(
     seed: int,
     found: dict[str, tuple[float, int]],
     keep: Callable[[], None],
+    device: str,
 ) -> None:
     """Add accuracy and parameters of each entry to what was found: networks on the same features train together."""
     entries = [entry for entry in entries if entry[0] not in found]
@@ -94,7 +95,7 @@ def measure(
                 [Probe(columns=columns, head=head) for _, _, _, columns, head in networks],
                 recipe=Recipe(epochs=EPOCHS[share]),
                 seed=seed,
-                device="cpu",
+                device=device,
             )
             for (name, _, test, _, _), one in zip(networks, fitted, strict=True):
                 (accuracy,) = top1([one.head], test, truth)
@@ -103,7 +104,7 @@ def measure(
     for name, train, test, columns, head in entries:
         if not isinstance(head, NetworkSpec):
             head = replace(head, max_iter=STEPS[share]) if isinstance(head, Logistic) else head
-            one = fit_head(Subset(train, chosen), labels[chosen], head, names=columns, seed=seed, device="cpu")
+            one = fit_head(Subset(train, chosen), labels[chosen], head, names=columns, seed=seed, device=device)
             (accuracy,) = top1([one], test, truth)
             found[name] = accuracy, one.num_parameters
             keep()
@@ -124,7 +125,7 @@ def features(extraction: Extraction, source: Source, args: argparse.Namespace, w
 
 def table(args: argparse.Namespace) -> dict[str, object]:
     """Every head on the best features that a search finds, beside pixels and an untrained UNet."""
-    backbone = load("tiny-fashion", device="cpu", dtype="fp32")
+    backbone = load(args.model, device=args.device, dtype="fp32")
     train, test = (open_source("torchvision:fashion-mnist", split=split) for split in ("train", "test"))
     if args.limit:
         train, test = (source.select(range(args.limit)) for source in (train, test))
@@ -177,7 +178,8 @@ def table(args: argparse.Namespace) -> dict[str, object]:
         runs = [parts.setdefault(f"{share} {seed}", {}) for seed in range(SEEDS[share])]
         for seed, run in enumerate(runs):
             chosen = fraction(labels, share=share, seed=seed)
-            measure(entries, labels, truth, chosen, share=share, seed=seed, found=run, keep=keep)
+            how = {"share": share, "seed": seed, "keep": keep, "device": args.device}
+            measure(entries, labels, truth, chosen, found=run, **how)
         for name, cells in result.items():
             values = [run[name][0] for run in runs]
             interval = wilson(round(values[0] * len(truth)), len(truth))
@@ -216,7 +218,7 @@ def _show(result: dict[str, dict[str, object]]) -> None:
 
 def transfer(args: argparse.Namespace) -> dict[str, object]:
     """Data that the model has never seen: written digits, and which photograph a crop is from."""
-    backbone = load("tiny-fashion", device="cpu", dtype="fp32")
+    backbone = load(args.model, device=args.device, dtype="fp32")
     result = {}
     sets = {
         "digits": tuple(open_source("sklearn:digits", split=split) for split in ("train", "test")),
@@ -241,7 +243,7 @@ def transfer(args: argparse.Namespace) -> dict[str, object]:
                 values = []
                 for seed in range(5 if per_class else 1):
                     rows = few_shot(labels, per_class=per_class, seed=seed) if per_class else np.arange(len(labels))
-                    head = fit_head(Subset(fit, rows), labels[rows], "logistic", seed=seed, device="cpu")
+                    head = fit_head(Subset(fit, rows), labels[rows], "logistic", seed=seed, device=args.device)
                     values += top1([head], held, truth)
                 spread = f" ± {statistics.stdev(values):.1%}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.1%}{spread}")
@@ -252,7 +254,7 @@ def transfer(args: argparse.Namespace) -> dict[str, object]:
 
 def diffeed(args: argparse.Namespace) -> dict[str, object]:
     """DifFeed with a head as wide as the others', one choice of the images."""
-    backbone = load("tiny-fashion", device="cpu", dtype="fp32")
+    backbone = load(args.model, device=args.device, dtype="fp32")
     train, test = (open_source("torchvision:fashion-mnist", split=split) for split in ("train", "test"))
     labels, truth = np.array(train.labels), np.array(test.labels)
     result: dict[str, object] = {}
@@ -280,6 +282,8 @@ def main() -> None:
     parser.add_argument("sections", nargs="+", choices=list(SECTIONS))
     parser.add_argument("--cache", type=Path, default=Path("runs/features"))
     parser.add_argument("--out", type=Path, default=Path("runs/features.json"))
+    parser.add_argument("--model", default="tiny-fashion")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, help="only the first images: a trial of the script")
     args = parser.parse_args()
     for name in args.sections:

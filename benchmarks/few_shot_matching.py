@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=MatchSettings().draws)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device")
+    parser.add_argument("--dtype", help="fp32, bf16 or fp16 (default: bf16 on a GPU that has it, else fp32)")
     parser.add_argument("--out", type=Path, default=Path("runs/few-shot-matching.jsonl"))
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
@@ -228,7 +229,7 @@ def main() -> None:
         part: tuple(q for test in args.tests for q in load_match_task(f"{task}/{test}", limit=each).queries)
         for part, task in PARTS.items()
     }
-    backbone, settings = load(args.model, device=args.device), with_score(MatchSettings(draws=args.draws), args.score)
+    backbone, settings = load(args.model, device=args.device, dtype=args.dtype), with_score(MatchSettings(draws=args.draws), args.score)
     common = {"steps": args.steps, "batch_size": args.batch_size, "out": args.out, "lines": read_lines(args.out)}
     bench = Bench(backbone, settings, args.tests, tested, sorted(args.examples), args.seeds, **common)
     weigh(bench, learn="weights" in args.kinds)

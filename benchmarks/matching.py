@@ -82,7 +82,7 @@ def blind_accuracy(queries: Sequence[Query]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
     """Measure what is not kept yet: by task and test the hits, their means by tenth, and the blind accuracy."""
-    backbone, settings = load(args.model, device=args.device), MatchSettings(draws=args.draws)
+    backbone, settings = load(args.model, device=args.device, dtype=args.dtype), MatchSettings(draws=args.draws)
     clip = load_clip(args.clip, device=args.device) if args.clip else None
     directions = ("binding", "binding-images") if args.images else ("binding",)
     names = [f"{direction}{part}" for direction in directions for part in ("", "-held-out")]
@@ -180,6 +180,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device")
+    parser.add_argument("--dtype", help="fp32, bf16 or fp16 (default: bf16 on a GPU that has it, else fp32)")
     parser.add_argument("--out", type=Path, default=Path("runs/matching.jsonl"))
     parser.add_argument("--figure", type=Path, help="draw accuracy by noise level")
     parser.add_argument("--training-figure", type=Path, help="draw how binding was learnt")

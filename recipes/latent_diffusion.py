@@ -15,13 +15,14 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
-from training_loop import Batch, Plan, autocast, best_device, train
+from training_loop import Batch, Plan, autocast, best_device, load_state, save_state, train
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 log = logging.getLogger("recipe")
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LATENT_SIDE = 8
+LATENTS = "latents.pt"
 
 
 def make_vae() -> AutoencoderKL:
@@ -114,6 +115,10 @@ def make_tokenize(tokenizer: CLIPTokenizer) -> Callable[[list[str]], Tensor]:
 
 def train_vae(folder: Path, plan: Plan, images_of: Callable[[torch.Generator, int], Tensor]) -> AutoencoderKL:
     """Fit the VAE to images in [-1, 1], then set its scaling factor so that latents have unit variance."""
+    kept = load_state(folder / LATENTS)
+    if kept and kept["vae_steps"] != plan.steps:
+        # Trained on, it would no longer be the one that the latents, and what has learnt them, are from.
+        raise SystemExit(f"{folder / LATENTS} is of a VAE of {kept['vae_steps']} steps: keep to that, or begin anew.")
     torch.manual_seed(plan.seed)
     device = best_device()
     vae = make_vae()
@@ -147,6 +152,20 @@ def encode_all(vae: AutoencoderKL, images: np.ndarray, to_tensor: Callable[[np.n
         for i in range(0, len(images), 500)
     ]
     return torch.cat(parts)
+
+
+def encode_once(
+    folder: Path, vae: AutoencoderKL, steps: int, sets: dict[str, np.ndarray], to_tensor: Callable[[np.ndarray], Tensor]
+) -> dict[str, Tensor]:
+    """Latents of sets of images, kept in ``folder`` with the number of ``steps`` of the VAE that they are from."""
+    state = load_state(folder / LATENTS)
+    if state is None:
+        state = {
+            "vae_steps": steps,
+            "sets": {name: encode_all(vae, images, to_tensor) for name, images in sets.items()},
+        }
+        save_state(folder / LATENTS, **state)
+    return state["sets"]
 
 
 class TextAndUNet(nn.Module):

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from latent_diffusion import encode_all, export, make_tokenizer, train_unet, train_vae
+from latent_diffusion import encode_once, export, make_tokenizer, train_unet, train_vae
 from scipy import ndimage
 from torch import Tensor
-from training_loop import add_length, load_state, plans, save_state
+from training_loop import add_length, plans
 
 # The first name of each class is the data set's own; the others are synonyms that an English speaker may use.
 NAMES = (
@@ -133,12 +133,8 @@ def main() -> None:
     vae = train_vae(args.out, vae_plan, images_of)
 
     # Every photograph as it is, and every second one in each other domain: enough, and half the encoding time.
-    path = args.out / "latents.pt"
-    latents = load_state(path)
-    if latents is None:
-        parts = {d: encode_all(vae, x if d == "photo" else x[::2], to_tensor) for d, x in images.items()}
-        save_state(path, **parts)
-        latents = parts
+    sets = {domain: x if domain == "photo" else x[::2] for domain, x in images.items()}
+    latents = encode_once(args.out, vae, vae_plan.steps, sets, to_tensor)
 
     tokenizer = make_tokenizer(every_caption(), args.out / "tokenizer", MAX_TOKENS)
 

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 from latent_diffusion import (
     TextAndUNet,
     encode_all,
+    encode_once,
     export,
     make_scheduler,
     make_tokenize,
@@ -31,7 +32,7 @@ from latent_diffusion import (
     train_vae,
 )
 from torch import Tensor, nn
-from training_loop import add_length, best_device, load_state, plans, save_state
+from training_loop import add_length, best_device, plans
 from transformers import CLIPTokenizer
 
 from diffsight.data.binding import binding_examples
@@ -153,11 +154,7 @@ def train_diffusion(out: Path, args: argparse.Namespace) -> None:
         vae = AutoencoderKL.from_pretrained(args.start / "vae", torch_dtype=torch.float32)
     else:
         vae = train_vae(out, vae_plan, images_of)
-    state = load_state(out / "latents.pt")
-    if state is None:
-        state = {"latents": encode_all(vae, pictures, to_tensor)}
-        save_state(out / "latents.pt", **state)
-    latents = state["latents"]
+    latents = encode_once(out, vae, vae_plan.steps, {"scenes": pictures}, to_tensor)["scenes"]
     tokenizer = make_tokenizer(every_word(), out / "tokenizer", MAX_TOKENS)
 
     def batch_of(generator: torch.Generator, count: int) -> tuple[Tensor, list[str]]:
