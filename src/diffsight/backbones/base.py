@@ -12,6 +12,7 @@ from diffsight.backbones.text import Tokens
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.transfer import send
 from diffsight.errors import InputError
 
 
@@ -43,9 +44,10 @@ class Condition:
         """
         names = () if isinstance(rows, Tensor) else tuple(self.names[row] for row in rows)
         index = torch.as_tensor(rows, dtype=torch.long)
+        on = {device: send(index, device) for device in {value.device for value in self.tensors.values()}}
         return Condition(
             names=names,
-            tensors={key: value[index.to(value.device)] for key, value in self.tensors.items()},
+            tensors={key: value[on[value.device]] for key, value in self.tensors.items()},
             null=self.null,
         )
 

@@ -17,6 +17,7 @@ from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.transfer import send
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -98,7 +99,7 @@ class LatentUNet:
 
     def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the UNet; its input and output are in its own dtype, the prediction's views in fp32."""
-        timestep = self.schedule.timesteps[index.cpu()].to(x_t.device, torch.float32)
+        timestep = send(self.schedule.timesteps[index.cpu()].float(), x_t.device)
         output = self.unet(
             x_t.to(self.dtype), timestep, encoder_hidden_states=condition.tensors["encoder_hidden_states"]
         ).sample

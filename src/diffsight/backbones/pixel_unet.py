@@ -16,6 +16,7 @@ from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.transfer import send
 from diffsight.errors import ModelError, PromptError
 
 
@@ -105,7 +106,7 @@ class PixelUNet:
                 f"{self.name} is class-conditional and has no null class, which this needs: name a class, or write "
                 f'{{"null_class": ID}} into its diffsight.json if one of its classes was trained as that.'
             )
-        timestep = self.schedule.timesteps[index.cpu()].to(x_t.device, torch.long)
+        timestep = send(self.schedule.timesteps[index.cpu()].long(), x_t.device)
         output = self.unet(x_t.to(self.dtype), timestep, class_labels=labels).sample.float()
         alpha, sigma = self.schedule.at(index, like=x_t)
         log_variance = None

@@ -17,6 +17,7 @@ from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.transfer import send
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -80,7 +81,7 @@ class ClassTransformer:
 
     def predict(self, x_t: Float[Tensor, "b c lh lw"], index: Int[Tensor, " b"], condition: Condition) -> Prediction:
         """Run the transformer; eight output channels are eps and the variance's interpolation factor (§1.6)."""
-        timestep = self.schedule.timesteps[index.cpu()].to(x_t.device, torch.long)
+        timestep = send(self.schedule.timesteps[index.cpu()].long(), x_t.device)
         output = self.transformer(
             x_t.to(self.dtype), timestep=timestep, class_labels=condition.tensors["class_labels"]
         ).sample.float()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.transfer import send
 from diffsight.errors import InputError
 
 
@@ -86,5 +87,5 @@ def _previous_alpha_bar(schedule: Schedule) -> Tensor:
 
 
 def _rows(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    values = table[index.cpu()].to(like.device, torch.float32)
+    values = send(table[index.cpu()].float(), like.device)
     return values.reshape(-1, *([1] * (like.ndim - 1)))

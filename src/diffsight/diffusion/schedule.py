@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffsight.diffusion.transfer import send
 from diffsight.errors import InputError, nearest
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -129,13 +130,12 @@ class Schedule:
         return digest.hexdigest()[:16]
 
     def _gather(self, table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-        if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise InputError(
-                f"Levels must be between 0 and {len(self) - 1}; got {int(index.min())} to {int(index.max())}."
-            )
+        low, high = (int(index.min()), int(index.max())) if index.device.type == "cpu" and index.numel() else (0, 0)
+        if not 0 <= low <= high < len(self):
+            raise InputError(f"Levels must be between 0 and {len(self) - 1}; got {low} to {high}.")
         # The dtype first: not every device has float64.
         table = table.to(torch.promote_types(like.dtype, torch.float32)).to(index.device)
-        return table[index.long()].to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+        return send(table[index.long()], like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def ddpm(

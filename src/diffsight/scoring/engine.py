@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffsight.backbones.encoding import Encoded
+from diffsight.diffusion.transfer import Arriving, fetch
 from diffsight.scoring.elimination import Policy
 from diffsight.scoring.scorer import Requests, Scorer, score_within_memory
 
@@ -104,7 +105,7 @@ class Engine:
     admitted: int = 0
     _races: dict[int, _Race] = field(default_factory=dict)
     _queue: deque[tuple[int, int, np.ndarray]] = field(default_factory=deque)
-    _flying: deque[tuple[Requests, Tensor]] = field(default_factory=deque)
+    _flying: deque[tuple[Requests, Arriving]] = field(default_factory=deque)
 
     def run(self, images: Iterator[Encoded]) -> Iterator[list[Scored]]:
         """Score a stream of images.
@@ -237,14 +238,15 @@ class Engine:
             arms.append(wanted)
         return Requests(image=np.concatenate(slots), draw=np.concatenate(draws), arm=np.concatenate(arms))
 
-    def _submit(self, requests: Requests) -> tuple[Requests, Tensor]:
+    def _submit(self, requests: Requests) -> tuple[Requests, Arriving]:
         slots, image = np.unique(requests.image, return_inverse=True)
         races = [self._races[slot] for slot in slots.tolist()]
         x0 = torch.stack([race.x0 for race in races])
         ids = [race.id for race in races]
         local = Requests(image=image.reshape(-1), draw=requests.draw, arm=requests.arm)
         self.calls += len(requests)
-        return requests, self._score(x0, ids, local)
+        # The errors set out now, behind this batch: asked for later they would queue up behind the next one.
+        return requests, fetch(self._score(x0, ids, local))
 
     def _score(self, x0: Tensor, ids: Sequence[str], requests: Requests) -> Tensor:
         def shrink(size: int) -> None:
@@ -252,8 +254,8 @@ class Engine:
 
         return score_within_memory(self.scorer, x0, ids, requests, on_shrink=shrink)
 
-    def _receive(self, requests: Requests, errors: Tensor) -> list[Scored]:
-        values = errors.cpu().numpy()
+    def _receive(self, requests: Requests, errors: Arriving) -> list[Scored]:
+        values = errors.wait().numpy()
         finished = []
         for slot in dict.fromkeys(requests.image.tolist()):
             rows = requests.image == slot

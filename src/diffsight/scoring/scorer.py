@@ -14,6 +14,7 @@ from torch.nn import functional
 from diffsight.backbones.base import Backbone, Condition
 from diffsight.diffusion.likelihood import kl_bits
 from diffsight.diffusion.noise import NoiseBank
+from diffsight.diffusion.transfer import send
 from diffsight.errors import ModelError
 
 LOSSES = ("l1", "l2", "huber")
@@ -113,12 +114,12 @@ class Scorer:
         shape = tuple(x0.shape[1:])
         noise = [self.bank.noise(ids[int(i)], draw[image == i].tolist(), shape) for i in np.unique(image)]
         device = x0.device
-        eps = torch.cat(noise).to(device, non_blocking=True)
+        eps = send(torch.cat(noise), device)
         level = self.levels[torch.from_numpy(draw)]
-        clean = x0[torch.from_numpy(image).to(device)]
+        clean = x0[send(torch.from_numpy(image), device)]
         x_t = self.backbone.schedule.mix(clean, eps, level)
         level_of_row = level[torch.from_numpy(pair_of_row)]
-        rows = torch.from_numpy(pair_of_row).to(device)
+        rows = send(torch.from_numpy(pair_of_row), device)
         members = torch.from_numpy(requests.arm)
         watching = self.probe.watch(self.backbone.network, members) if self.probe else nullcontext(None)
         with watching as seen:

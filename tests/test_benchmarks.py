@@ -1,0 +1,82 @@
+"""The benchmark of synthesis at its smallest: all kinds of parts, in two processes, and continued."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffsight.data.sources import open_source
+from diffsight.errors import SourceError
+
+ROOT = Path(__file__).parents[1]
+TRICKS, FILTERS = ("class-prompt", "merged"), ("filters-none", "filters-label")
+SMALL = {
+    "per-class": 6,
+    "filter-per-class": 3,
+    "steps": 2,
+    "rows": 30,
+    "seeds": 1,
+    "epochs": 1,
+    "batch": 16,
+    "test": 40,
+    "zero-shot-images": 1,
+    "photographs": 4,
+    "draws": 2,
+    "agreement": 1,
+    "diverse": 6,
+    "networks": "test_resnet",
+    "device": "cpu",
+    "dtype": "fp32",
+}
+
+
+def run(*more):
+    options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "synthesis.py",
+        *options,
+        "--tricks",
+        *TRICKS,
+        "--filters",
+        *FILTERS,
+    ]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    try:
+        for split in ("train", "test"):
+            open_source("torchvision:fashion-mnist", split=split)
+    except SourceError as error:
+        pytest.skip(str(error))
+
+
+def test_synthesis_is_measured_from_sets_to_tables(photographs, tmp_path):
+    work, figures = tmp_path / "work", tmp_path / "figures"
+    kinds = ("sets", "train", "gdc", "diversity", "zero-shot")
+    first = run("--work", work, "--figures", figures, "--jobs", "2", "--part", *kinds)
+    parts = {path.name: path.read_text() for path in (work / "parts").glob("*.jsonl")}
+    found = [json.loads(text) for text in parts.values()]
+    assert {one["part"] for one in found} == {"set", "train", "gdc", "diversity", "zero-shot"}
+    images = {one["name"]: one["images"] for one in found if one["part"] == "train"}
+    assert images["class-prompt"] == images["merged"] == images["real"] == 60
+    assert images["distilled+merged"] == 64
+    assert images["filters-none"] == 30
+    assert "real photographs (ceiling) | 60 |" in first.stdout
+    assert {path.name for path in figures.iterdir()} == {
+        f"synthesis-{name}.png" for name in ("tricks", "class-prompt", "merged")
+    }
+    lost = next(name for name in parts if name.startswith("gdc_merged"))
+    (work / "parts" / lost).unlink()
+    again = run("--work", work, "--part", *kinds)
+    assert again.stdout.partition("Sets, as")[0] == first.stdout.partition("Sets, as")[0]
+    assert again.stderr.count(" s  ") == 1
+    after = {path.name: path.read_text() for path in (work / "parts").glob("*.jsonl")}
+    del after[lost], parts[lost]
+    assert after == parts
