@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from digit_folders import NAMES, write_generated, write_photographs
 
 from diffsight.cli.train_options import make_settings
+from diffsight.data.torchvision_sets import TORCHVISION
 from diffsight.errors import InputError
+from diffsight.evaluation.task import load_task
 from diffsight.synthesis.export import load_onnx
 from diffsight.synthesis.options import PRESETS
 
@@ -183,3 +186,38 @@ def test_networks_are_listed(run):
     assert re.search(r"resnet-50 +resnet +arXiv:2302.03298 +3×3 convolution", listed.out)
     papers = [one["name"] for one in json.loads(run("ls", "networks", "--json").out) if one["paper"]]
     assert len(papers) == 7
+
+
+def test_images_of_others_are_synthetic_by_the_users_word(run, photographs, tmp_path):
+    said = run("train", "--data", photographs, "--synthetic", *QUICK, "--epochs", 1, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    word = "zero-shot: trained on generated images alone; that folder:set is generated is the word of who trained it"
+    assert f"Protocol: {word}." in said.out
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["label"] == word
+    found = run("evaluate", "--task", photographs, "--model", tmp_path / "out", "--out", tmp_path / "run")
+    assert "is the word of who trained it" in found.out
+    real = run("train", "--data", "sklearn:digits", "--synthetic", *QUICK, "--out", tmp_path / "real")
+    assert real.code == 2
+    assert "known set of real images" in real.err
+
+
+def test_folders_are_matched_to_the_classes_of_a_task(run, tmp_path):
+    folder = write_photographs(tmp_path / "given", 4)
+    arguments = ["train", "--data", folder, "--synthetic", "--task", "eurosat", *QUICK, "--out", tmp_path / "out"]
+    unknown = run(*arguments)
+    assert unknown.code == 2
+    assert "has 'number one', which is no class of the task 'eurosat'" in unknown.err
+    for old, new in zip(sorted(folder.iterdir()), ("AnnualCrop", "River", "SeaLake"), strict=True):
+        old.rename(folder / new)
+    few = run(*arguments)
+    assert few.code == 2
+    assert "has no image of 'forest'" in few.err
+    rest = [name for name in TORCHVISION["eurosat"].folders if name not in ("AnnualCrop", "River", "SeaLake")]
+    for name in rest:
+        shutil.copytree(folder / "River", folder / name)
+    done = run(*arguments, "--epochs", 1)
+    assert done.code == 0, done.err
+    assert (
+        tuple(json.loads((tmp_path / "out" / "training.json").read_text())["classes"])
+        == load_task("eurosat").class_names
+    )

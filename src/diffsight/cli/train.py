@@ -30,6 +30,20 @@ def train(
             "also a folder with one sub-folder per class, torchvision:NAME, or a task.",
         ),
     ],
+    synthetic: Annotated[
+        bool,
+        typer.Option(
+            "--synthetic",
+            help="You say that each --data that is a plain folder holds generated images; noted as your word "
+            "(default: it counts as real).",
+        ),
+    ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The classes are this task's; folders are matched to them (default: named by folders)."
+        ),
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A name of 'diffsight ls networks', or any of timm's (default: resnet-18)."),
@@ -141,8 +155,9 @@ def train(
         )
         if export is not None:
             check_export(export)
-        sets = [train_options.open_images(name, root=root, split=split) for name in data]
-        held = None if validation is None else train_options.open_images(validation, root=root, split=split)
+        where: dict[str, Any] = {"root": root, "split": split, "classes": task}
+        sets = [train_options.open_images(name, synthetic=synthetic, **where) for name in data]
+        held = None if validation is None else train_options.open_images(validation, **where)
         if out is None or dry_run:
             cost = estimate(
                 sets,

@@ -130,14 +130,14 @@ def few_shot_queries(
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"count must be a whole number of at least 1; got {count!r}.")
-    _check_seed(seed)
+    check_seed(seed)
     if count >= len(queries):
         raise InputError(f"There are {len(queries)} queries; {count} to train on leave none to test on. Ask for fewer.")
     # A picture in memory can be in many queries: it is looked at once.
     pictures = {id(image): image for query in queries for image in query.images}
     known = {key: picture_identity(image) for key, image in pictures.items()}
     images = [frozenset(known[id(image)] for image in query.images) for query in queries]
-    order = _order(len(queries), f"queries {seed}")
+    order = random_order(len(queries), f"queries {seed}")
     seen = frozenset().union(*(images[place] for place in order[:count].tolist()))
     rest = [place for place in order[count:].tolist() if images[place].isdisjoint(seen)]
     if not rest:
@@ -148,14 +148,19 @@ def few_shot_queries(
     return _ascending([order[:count]]), np.sort(np.array(rest, dtype=np.int64))
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        InputError: If it is none.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"A seed must be a whole number of at least 0; got {seed!r}.")
 
 
 def _shuffled(labels: Labels, *, seed: int, purpose: str) -> dict[int, NDArray[np.int64]]:
     """The positions of each class in random order, classes ascending."""
-    _check_seed(seed)
+    check_seed(seed)
     array = np.asarray(labels)
     if array.size == 0:
         raise InputError("There are no labels to split.")
@@ -164,11 +169,11 @@ def _shuffled(labels: Labels, *, seed: int, purpose: str) -> dict[int, NDArray[n
     order = np.argsort(array, kind="stable")
     values, starts = np.unique(array[order], return_index=True)
     groups = zip(values.tolist(), np.split(order, starts[1:]), strict=True)
-    return {label: members[_order(len(members), f"{purpose} {seed} {label}")] for label, members in groups}
+    return {label: members[random_order(len(members), f"{purpose} {seed} {label}")] for label, members in groups}
 
 
-def _order(count: int, address: str) -> NDArray[np.int64]:
-    """A random order. The raw words are sorted, for numpy may change how its generators shuffle."""
+def random_order(count: int, address: str) -> NDArray[np.int64]:
+    """The random order of an address. The raw words are sorted, for numpy may change how its generators shuffle."""
     return np.argsort(np.random.Philox(key=key_of(f"{STREAM} {address}".encode())).random_raw(count), kind="stable")
 
 

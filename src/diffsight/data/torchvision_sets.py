@@ -1,4 +1,9 @@
-"""Data sets that torchvision knows, as a table, and how they are opened. Nothing is downloaded."""
+"""Data sets that torchvision knows, as a table, and how they are opened. Nothing is downloaded.
+
+torchvision reads CIFAR's Python files with pickle: files that come from outside. It does so only after their MD5 sums
+turned out to be those of the authors' own files, and anything else is refused before it is opened; who has the binary
+version (`cifar.py`) needs no pickle at all, and it comes first.
+"""
 
 import gzip
 import os
@@ -14,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffsight.data.cifar import CIFAR, find_binary, read_binary
 from diffsight.data.decoding import DEFAULT_LIMITS, ImageLimits, open_image
 from diffsight.data.readers import data_roots
 from diffsight.errors import SourceError, nearest
@@ -34,6 +40,7 @@ class TorchvisionSet:
         stored: Attribute that holds the images as they are stored: arrays, paths, or tuples that begin with a path.
         names: Class names where torchvision has none, or none fit for a prompt.
         renamed: Single class names to replace.
+        folders: What the folders of the classes are called, in the order of their labels, where not as the classes.
         is_idx: Whether it is in MNIST's format, which is read here.
         obtain: How to get it where torchvision cannot download it; for errors.
     """
@@ -45,6 +52,7 @@ class TorchvisionSet:
     stored: str = "_image_files"
     names: tuple[str, ...] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    folders: tuple[str, ...] | None = None
     is_idx: bool = False
     obtain: str | None = None
 
@@ -82,7 +90,11 @@ TORCHVISION: Mapping[str, TorchvisionSet] = {
         splits={"test": {}},
         labels="targets",
         stored="samples",
-        names=(  # In the order of the folders, AnnualCrop to SeaLake; the words are CLIP's.
+        folders=(
+            *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+            *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
+        ),
+        names=(  # In the order of the folders; the words are CLIP's.
             "annual crop land",
             "forest",
             "brushland or shrubland",
@@ -157,7 +169,11 @@ def read_set(
 
     cls = getattr(torchvision.datasets, known.cls)
     places = [place / known.place.format(split=split) for place in data_roots(root)]
-    if known.is_idx:
+    binary = find_binary(name, data_roots(root))
+    if binary is not None:
+        items, labels, own_names = read_binary(name, binary, split)
+        stored = items
+    elif known.is_idx:
         if root is not None:
             places.append(Path(root).expanduser())
         elif name == "fashion-mnist":
@@ -177,11 +193,19 @@ def read_set(
             raise SourceError(f"torchvision:{name} in {place} is incomplete or damaged: {error}") from error
         stored = _stored(items, known.stored, place)
         own_names = getattr(items, "classes", None)
+        if known.folders is not None:  # A folder that is missing would else give all after it another label.
+            labels = _labels_by_folder(known.folders, items.classes, labels, place)
     names = known.names or own_names
     if not names:
         raise SourceError(f"This torchvision ({torchvision.__version__}) has no class names for {name}; upgrade it.")
     class_names = tuple(known.renamed.get(label, label).replace("_", " ") for label in names)
     return items, stored, tuple(int(label) for label in labels), class_names
+
+
+def _labels_by_folder(known: Sequence[str], found: Sequence[str], labels: Sequence[int], place: Path) -> list[int]:
+    if strangers := [folder for folder in found if folder not in known]:
+        raise SourceError(f"{place} has a class folder {strangers[0]!r}; there are {', '.join(known)}. Remove it.")
+    return [known.index(found[label]) for label in labels]
 
 
 def _stored(items: Any, attribute: str, place: Path) -> Sequence[str | Path] | NDArray[Any] | None:  # noqa: ANN401
@@ -208,6 +232,8 @@ def _locate(name: str, split: str, places: Sequence[Path], pattern: str = "") ->
     options = "".join(f"{key}={value!r}, " for key, value in known.splits[split].items())
     root = str(places[0]).removesuffix(known.place.format(split=split)).rstrip("/")
     package = ", or as Debian's package dataset-fashion-mnist" if name == "fashion-mnist" else ""
+    if name in CIFAR:
+        package = f", or unpack {CIFAR[name].archive} there, which needs no pickle"
     command = f'python -c "import torchvision.datasets as d; d.{known.cls}({root!r}, {options}download=True)"'
     raise SourceError(
         f"torchvision:{name} ({split}) is not here; looked for {' and '.join(map(str, places))}. Say where it is (root "

@@ -7,6 +7,7 @@ network's card and beside every number.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diffsight.errors import InputError, nearest
 from diffsight.synthesis.folder import CARD
@@ -46,8 +47,9 @@ def check_protocol(protocol: str, training: Sequence[TrainingSet], validation: T
     if real:
         raise InputError(
             f"{real[0].source.name} is not known to be synthetic: no {CARD} beside it says so, and the protocol "
-            f"{protocol!r} learns from generated images alone. Make them by 'diffsight synthesize'; or say protocol "
-            "'supervised' for a ceiling, or 'distilled' for images that a model has labelled."
+            f"{protocol!r} learns from generated images alone. Make them by 'diffsight synthesize'; or say yourself "
+            "that a folder holds what others generated (--synthetic, or synthetic=True), which is then noted; or say "
+            "protocol 'supervised' for a ceiling, or 'distilled' for images that a model has labelled."
         )
     if validation is not None and not validation.synthetic and protocol != "oracle":
         raise InputError(
@@ -55,3 +57,14 @@ def check_protocol(protocol: str, training: Sequence[TrainingSet], validation: T
             "training of a zero-shot classifier. Leave it out, so that generated images are held out; or say protocol "
             "'oracle', which the result is then called."
         )
+
+
+def user_word(data: Mapping[str, Any]) -> str | None:
+    """What has to be said where that images were generated is known from the user alone; None where it is not.
+
+    Args:
+        data: Under ``training`` and ``validation``, what `TrainingSet.fingerprint` gives.
+    """
+    sets = [*data.get("training", ()), data.get("validation")]
+    names = dict.fromkeys(str(each["name"]) for each in sets if isinstance(each, Mapping) and each.get("stated"))
+    return f"that {' and '.join(names)} is generated is the word of who trained it" if names else None

@@ -20,7 +20,7 @@ from diffsight.errors import InputError, ModelError, NumericsError
 from diffsight.store.disk import digest, put_model, to_json
 from diffsight.synthesis.networks import NetworkPlan, build_network
 from diffsight.synthesis.preprocessing import BATCH_NORMS, Normalised, Preprocessing, to_unit
-from diffsight.synthesis.protocol import PROTOCOLS
+from diffsight.synthesis.protocol import PROTOCOLS, user_word
 
 FORMAT, VERSION = "diffsight-classifier", 1
 CARD, WEIGHTS = "model.json", "model.safetensors"
@@ -70,6 +70,8 @@ class TrainedClassifier:
     def label(self) -> str:
         """What has to be said beside its numbers."""
         parts = [f"{self.protocol}: {PROTOCOLS.get(self.protocol, 'an unknown protocol')}"]
+        if word := user_word(self.notes.get("data", {})):
+            parts.append(word)
         if self.plan.pretrained:
             parts.append("the network was pre-trained on real images")
         if self.adapted:

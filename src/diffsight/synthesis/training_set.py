@@ -28,6 +28,7 @@ class TrainingSet:
         class_names: The classes.
         targets: The class of each image, or the probability of each class for each image.
         synthetic: Whether all images were generated.
+        stated: Whether that is the word of the user for some of them, who has no description of theirs.
 
     Raises:
         InputError: If there is no image, fewer than two classes, or the targets do not fit.
@@ -37,6 +38,7 @@ class TrainingSet:
     class_names: tuple[str, ...]
     targets: Int[np.ndarray, " n"] | Float[np.ndarray, "n k"]
     synthetic: bool = False
+    stated: bool = False
 
     def __post_init__(self) -> None:
         name, classes = self.source.name, len(self.class_names)
@@ -85,6 +87,7 @@ class TrainingSet:
             "content": self.source.content(),
             "targets": digest(np.ascontiguousarray(self.targets).tobytes()),
             "soft": self.soft,
+            **({"stated": True} if self.stated else {}),
         }
 
 
@@ -94,6 +97,7 @@ def open_training_set(
     root: str | Path | None = None,
     split: str = "train",
     class_names: Sequence[str] | None = None,
+    synthetic: bool = False,
 ) -> TrainingSet:
     """Open labelled images to learn from.
 
@@ -104,26 +108,35 @@ def open_training_set(
         root: Where data sets lie, if not in a standard place.
         split: Of a data set that has parts.
         class_names: What to call the classes of real images, in the order of their labels; by default as they are.
+        synthetic: Whether a plain folder, which does not say what it holds, holds generated images, as those that
+            Shipard et al. give away. That is then the user's word, and is said of what learns from it.
 
     Raises:
         SourceError: If the images are not there, or ``dataset.json`` does not fit them.
-        InputError: If they have no labels, or are of fewer than two classes.
+        InputError: If they have no labels, are of fewer than two classes, or are said to be synthetic and are not.
     """
     text = str(data)
     scheme = text.partition(":")[0]
     folder = Path(text.removeprefix("folder:")).expanduser()
     if ":" in text and scheme in SCHEMES and scheme != "folder":
         source = open_source(text, root=root, split=split)
+        if synthetic:
+            raise InputError(f"{source.name} is a known set of real images, and cannot be said to be synthetic.")
     else:
         folder = Path(root).expanduser() / folder if root is not None else folder
         if (folder / CARD).exists() or (folder / RUN / "manifest.json").exists():  # finished, or not yet
             made_here = (folder / MANIFEST).exists() or not (folder / CARD).exists()
-            return of_synthetic(read_synthetic(folder)) if made_here else _open_described(folder)
+            found = of_synthetic(read_synthetic(folder)) if made_here else _open_described(folder)
+            if synthetic and not found.synthetic:
+                raise InputError(f"{folder / CARD} does not say that the images are synthetic. Correct or remove it.")
+            return found
         source = open_source(f"folder:{folder}")
     names = tuple(class_names or source.class_names or ())
     if source.labels is None:
         raise InputError(f"The images of {source.name} have no labels: put them into one sub-folder for each class.")
-    return TrainingSet(source=source, class_names=names, targets=np.array(source.labels), synthetic=False)
+    return TrainingSet(
+        source=source, class_names=names, targets=np.array(source.labels), synthetic=synthetic, stated=synthetic
+    )
 
 
 def of_synthetic(images: SyntheticSet) -> TrainingSet:
@@ -167,6 +180,7 @@ def join(sets: Sequence[TrainingSet]) -> TrainingSet:
         class_names=first.class_names,
         targets=joined if soft else joined.argmax(axis=1),
         synthetic=all(each.synthetic for each in sets),
+        stated=any(each.stated for each in sets),
     )
 
 
