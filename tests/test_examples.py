@@ -1,5 +1,6 @@
 """Every example runs as its first lines say, on the photographs that come with the package."""
 
+import os
 import re
 import subprocess
 import sys
@@ -18,8 +19,13 @@ def test_examples_run_as_they_say(example, tmp_path):
     assert usage[1] == f"examples/{example.name}"
     given = {"PHOTOGRAPHS": str(assets() / "samples"), "OUT": str(tmp_path / "out")}
     arguments = [given[word] for word in usage[2].split() if word in given]
+    threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
     done = subprocess.run(
-        [sys.executable, example, *arguments], capture_output=True, text=True, check=False, env={"HF_HUB_OFFLINE": "1"}
+        [sys.executable, example, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"HF_HUB_OFFLINE": "1", **threads},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout

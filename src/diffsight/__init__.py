@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     from diffsight.scoring.racing import PairedTTest as PairedTTest
     from diffsight.scoring.racing import PooledRace as PooledRace
     from diffsight.scoring.racing import Race as Race
+    from diffsight.synthesis.bag import TrickOptions as TrickOptions
+    from diffsight.synthesis.bag import make_trick as make_trick
+    from diffsight.synthesis.dataset import read_synthetic as read_synthetic
+    from diffsight.synthesis.export import export_onnx as export_onnx
+    from diffsight.synthesis.generator import recreate as recreate
+    from diffsight.synthesis.generator import synthesize as synthesize
+    from diffsight.synthesis.options import TrainSettings as TrainSettings
+    from diffsight.synthesis.plan import SynthesisSettings as SynthesisSettings
+    from diffsight.synthesis.trained import TrainedClassifier as TrainedClassifier
+    from diffsight.synthesis.trainer import train as train_network  # noqa: F401
+    from diffsight.synthesis.training_set import open_training_set as open_training_set
     from diffsight.zero_shot.classifier import DiffusionClassifier as DiffusionClassifier
     from diffsight.zero_shot.settings import Settings as Settings
 
@@ -59,14 +70,27 @@ _HOME = {
     "Schedule": "diffsight.diffusion.schedule",
     "Settings": "diffsight.zero_shot.settings",
     "Staged": "diffsight.scoring.elimination",
+    "SynthesisSettings": "diffsight.synthesis.plan",
+    "TrainSettings": "diffsight.synthesis.options",
+    "TrainedClassifier": "diffsight.synthesis.trained",
+    "TrickOptions": "diffsight.synthesis.bag",
     "evaluate": "diffsight.evaluation.runner",
+    "export_onnx": "diffsight.synthesis.export",
     "fit_adapter": "diffsight.matching.fitting",
     "load": "diffsight.backbones",
     "load_task": "diffsight.evaluation.task",
     "make_job": "diffsight.evaluation.runner",
+    "make_trick": "diffsight.synthesis.bag",
     "open_image": "diffsight.data.images",
     "open_source": "diffsight.data.sources",
+    "open_training_set": "diffsight.synthesis.training_set",
+    "read_synthetic": "diffsight.synthesis.dataset",
+    "recreate": "diffsight.synthesis.generator",
+    "synthesize": "diffsight.synthesis.generator",
+    "train_network": "diffsight.synthesis.trainer",
 }
+# What has another name where it is defined, which would say too little beside the others.
+_CALLED = {"train_network": "train"}
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -78,7 +102,7 @@ def __getattr__(name: str) -> object:
 
         value = version("diffsight")
     elif name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
+        value = getattr(import_module(_HOME[name]), _CALLED.get(name, name))
     else:
         raise AttributeError(f"module 'diffsight' has no attribute {name!r}")
     globals()[name] = value

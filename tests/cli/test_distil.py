@@ -29,7 +29,7 @@ def test_from_class_names_to_a_file_and_what_the_set_is_like(run, photographs, t
     assert file.stat().st_size > 1000
 
     where = ["--cache", tmp_path / "cache", "--device", "cpu"]
-    told = run("diversity", out / "synthetic", "--real", photographs, "--agreement", "tiny-fashion", *where)
+    told = run("diversity", out / "synthetic", "--real", photographs, "--agreement", "self", *where)
     assert told.code == 0, told.err
     assert "(generated), features of tiny-fashion" in told.out
     assert re.search(r"all +12 +\d+\.\d\d +0\.\d{3} +\d+\.\d%", told.out)
@@ -38,12 +38,12 @@ def test_from_class_names_to_a_file_and_what_the_set_is_like(run, photographs, t
     alone = json.loads(run("diversity", out / "synthetic", *where, "--json").out)
     assert (alone["oracle"], alone["pooled"]["images"]) == (None, 12)
 
-    found = run("gaussian", out / "synthetic", photographs, *where)
+    found = run("gaussian", out / "synthetic", "--task", photographs, *where)
     assert found.code == 0, found.err
     assert "with 12 generated images" in found.out
     assert "Protocol: zero-shot: Gaussians on features of generated images (GDC), shared covariance" in found.out
     values = json.loads(
-        run("gaussian", out / "synthetic", photographs, "--covariance", "per-class", *where, "--json").out
+        run("gaussian", out / "synthetic", "--task", photographs, "--covariance", "per-class", *where, "--json").out
     )
     assert (values["covariance"], values["scored"], values["denoiser_calls"]) == ("per-class", 12, 0)
 
@@ -71,7 +71,7 @@ def test_photographs_are_another_protocol(run, photographs, tmp_path):
         (["distil", *NAMES, "--out", "x", "--export", "model.pt"], "ends in .onnx"),
         (["distil", *NAMES, "--out", "x", "--images", "nowhere"], "There is no folder"),
         (["diversity", "nowhere"], "There is no folder"),
-        (["gaussian", "nowhere", "no-such-task"], "There is no task 'no-such-task'"),
+        (["gaussian", "nowhere", "--task", "no-such-task"], "There is no task 'no-such-task'"),
     ],
 )
 def test_what_cannot_be_done_is_refused(run, tmp_path, monkeypatch, arguments, message):

@@ -50,11 +50,12 @@ def test_the_cost_is_told_and_nothing_is_written(run, command):
     assert not out.exists()
 
 
-def test_classes_come_from_a_file_or_a_task(run, sd, tmp_path):
+@pytest.mark.parametrize("option", ["--classes", "--classes-file"])
+def test_classes_come_from_a_file_or_a_task(run, sd, tmp_path, option):
     file = tmp_path / "names.txt"
     file.write_text("cat\nfour-legs=dog\n\n")
     out = tmp_path / "set"
-    done = run("synthesize", "--classes", file, "--model", sd, "--per-class", 1, "--out", out, *QUICK)
+    done = run("synthesize", option, file, "--model", sd, "--per-class", 1, "--out", out, *QUICK)
     assert done.code == 0, done.err
     assert {path.name for path in (out / "images").iterdir()} == {"cat", "four-legs"}
     tasks = ["synthesize", "--task", "fashion-mnist", "--per-class", 1, "--steps", 1, "--trick", "class-prompt"]
@@ -142,7 +143,7 @@ def test_what_is_given_up_is_counted_and_ends_with_3(run, sd, tmp_path):
         (["--near-duplicates", "500"], "from 0 to 128"),
         (["--label-check", "sd-99"], "Unknown model 'sd-99'"),
         (["--model", "sd-99"], "Unknown model 'sd-99'"),
-        (["--task", "fashion-mnist"], "and one of them"),
+        (["--task", "fashion-mnist"], "Give one of --classes NAMES"),
     ],
 )
 def test_wrong_options_are_refused(run, command, change, message):
@@ -184,3 +185,21 @@ def test_tricks_are_listed(run):
     listed = json.loads(run("ls", "tricks", "--json").out)
     assert {"base", "class-prompt", "multi-domain", "random-guidance", "merged"} <= {entry["name"] for entry in listed}
     assert "uniform from 1 to 5" in run("ls", "tricks").out
+
+
+def test_domains_that_the_model_cannot_read_are_left_out_and_said(run, tmp_path):
+    out = tmp_path / "set"
+    names = ["synthesize", "--classes", "t-shirt=T-shirt/top,bag", "--trick", "multi-domain", "--steps", 1]
+    done = run(*names, "--per-class", 7, "--flat", 0, "--near-duplicates", 0, "--out", out)
+    assert done.code == 0, done.err
+    said = "Of the paper's ten domains, digital art image, stick figure, 3D rendering are left out"
+    assert said in done.err
+    assert said in (out / "README.md").read_text()
+    found = {row["domain"] for row in read_synthetic(out).rows.to_pylist()}
+    assert found == {"photo", "drawing", "painting", "sketch", "collage", "poster", "rock drawing"}
+    for asked in (["--domain", "stick figure"], ["--preset", "shipard2023", "--model", "tiny-fashion"]):
+        asked = [*names[:5], *asked, "--out", tmp_path / "no"]  # what is asked for is never left out
+        refused = run(*asked)
+        assert refused.code == 2
+        assert "tiny-fashion reads 16" in refused.err
+        assert "other domains" in refused.err

@@ -21,6 +21,7 @@ from diffsight.cli import (
     networks,
     output,
     probing,
+    report,
     rescore,
     search,
     synthesize,
@@ -43,6 +44,7 @@ app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(networks.export)
 app.command()(rescore.rescore)
+app.command()(report.report)
 app.command("ls")(ls.ls)
 app.command()(synthesize.synthesize)
 app.command()(diversity.diversity)

@@ -15,6 +15,7 @@ from diffsight.errors import InputError
 def distil(
     *,
     classes: given.ClassNames = None,
+    classes_file: given.ClassesFile = None,
     task: given.ClassesOfTask = None,
     images: Annotated[
         Path | None,
@@ -67,11 +68,11 @@ def distil(
         raise InputError("Where should it all go? Give --out DIR, or --dry-run to see what it would cost.")
     with output.interruptible("The same command continues each step from its last commit."):
         from diffsight.evaluation import distilling
-        from diffsight.synthesis.bag import make_trick
+        from diffsight.synthesis.bag import TrickOptions, make_trick
         from diffsight.synthesis.export import check_export
         from diffsight.zero_shot.settings import Settings
 
-        named = given.read_class_names(classes, task)
+        named = given.read_class_names(classes, classes_file, task)
         changes = {"epochs": epochs, "flip": False if no_flip else None}
         training = train_options.make_settings(
             None, network, {key: value for key, value in changes.items() if value is not None}, None
@@ -87,6 +88,10 @@ def distil(
             synthesis = replace(settings, trick=make_trick(trick, usual), seed=seed)
         photographs = None if images is None else distilling.open_photographs(images)
         backbone = options.load_model(model, device, dtype)
+        note, said = options.honesty(backbone.name), list[str]()
+        if synthesis is not None:
+            fitting, said = given.make_fitting_trick(trick, TrickOptions(), backbone, named.names)
+            synthesis = replace(synthesis, trick=fitting)
         recipe = distilling.Recipe(
             backbone=backbone,
             classes=named,
@@ -100,7 +105,6 @@ def distil(
         if out is None or dry_run:
             _show_cost(distilling.cost(recipe, batch_size=rows, device=device), as_json=as_json)
             return 0
-        note = options.honesty(backbone.name)
         with output.stages() as told:
             found = distilling.distil(
                 recipe,
@@ -108,7 +112,7 @@ def distil(
                 export=export,
                 batch_size=rows,
                 device=device,
-                notes=(note,) if note else (),
+                notes=(*((note,) if note else ()), *said),
                 progress=told,
             )
     failed = found["sources"]["unreadable"] + len(found["failed"])

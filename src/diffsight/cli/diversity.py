@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsight.cli import options, output
+from diffsight.cli.label_scorers import SELF
 from diffsight.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def diversity(
     features: FeatureModel = None,
     agreement: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Count the images that this model takes for their class (default: none)."),
+        typer.Option(
+            metavar="self|MODEL",
+            help="Count the images that this takes for their class: the model that drew them, or another diffusion "
+            "model (default: no count).",
+        ),
     ] = None,
     per_class: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Images of each class (default: of the smallest class).")
@@ -80,7 +85,7 @@ def diversity(
         if agreement is not None:
             from diffsight.zero_shot.classifier import DiffusionClassifier
 
-            judge = options.load_model(agreement, device, dtype)
+            judge = options.load_model(_judge(agreement, generator), device, dtype)
             policy = options.make_policy(None, AGREEMENT_DRAWS)
             rows = options.batch_rows(judge, batch_size)
             classifier = DiffusionClassifier(judge, list(images.class_names), policy=policy, batch_size=rows).fit()
@@ -103,10 +108,14 @@ def diversity(
 
 def gaussian(
     folder: SetFolder,
-    task: Annotated[
-        str, typer.Argument(metavar="TASK", help="A task of 'diffsight ls tasks', a YAML file, or a folder.")
-    ],
     *,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK",
+            help="A task of 'diffsight ls tasks', a YAML file, or a folder with one sub-folder per class.",
+        ),
+    ],
     features: FeatureModel = None,
     covariance: Annotated[str, typer.Option(metavar="KIND", help="shared by all classes, or per-class.")] = "shared",
     shrinkage: Annotated[
@@ -167,6 +176,14 @@ def _embedder(
         return timm_embedder(name, device=device)
     backbone = options.load_model(name, device, dtype)
     return diffusion_embedder(backbone, cache=cache, batch_size=options.batch_rows(backbone, batch_size))
+
+
+def _judge(name: str, generator: str | None) -> str:
+    if name != SELF:
+        return name
+    if generator is None:
+        raise InputError("Which model drew these images is not known: name another one, --agreement MODEL.")
+    return generator
 
 
 def _show(found: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="TASK",
-            help="A task of 'diffsight ls tasks', a YAML file, or a folder with one sub-folder per class.",
+            help="A task of 'diffsight ls tasks', a YAML file, or a folder with one sub-folder per class; TASK@fog:3: "
+            "with corrupted images, TASK@resolution:16: with fewer pixels.",
         ),
     ],
     model: options.Model = "tiny-fashion",
@@ -95,7 +96,7 @@ def evaluate(
         chosen = load_task(task)
         if split is not None:
             chosen = replace(chosen, split=split)
-        preset = _for_task(preset, chosen.name)
+        preset = _for_task(preset, chosen.name.partition("@")[0])
         settings = options.make_settings(
             preset=preset,
             policy=policy,

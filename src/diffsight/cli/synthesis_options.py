@@ -1,5 +1,6 @@
 """What ``diffsight synthesize`` makes of its options: classes, tricks and settings."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,13 @@ from diffsight.cli import options
 from diffsight.errors import InputError
 
 if TYPE_CHECKING:
+    from diffsight.backbones import Backbone
     from diffsight.synthesis.bag import TrickOptions
     from diffsight.synthesis.classes import Classes
     from diffsight.synthesis.plan import SynthesisSettings
+    from diffsight.synthesis.tricks import Merged, Trick
 
+log = logging.getLogger(__name__)
 
 ClassNames = Annotated[
     list[str] | None,
@@ -23,6 +27,10 @@ ClassNames = Annotated[
         metavar="NAMES|FILE",
         help="Class names separated by commas, or a file with one per line; NAME or FOLDER=NAME (no default).",
     ),
+]
+ClassesFile = Annotated[
+    Path | None,
+    typer.Option("--classes-file", metavar="FILE", help="The same, from a file with one per line (default: none)."),
 ]
 ClassesOfTask = Annotated[
     str | None,
@@ -125,16 +133,16 @@ MaxAttempts = Annotated[
 ]
 
 
-def read_class_names(names: Sequence[str] | None, task: str | None) -> "Classes":
-    """The classes, from ``--classes`` or ``--task``.
+def read_class_names(names: Sequence[str] | None, file: Path | None, task: str | None) -> "Classes":
+    """The classes, from ``--classes``, ``--classes-file`` or ``--task``.
 
     Raises:
-        InputError: If neither or both are given, or a name is wrong.
+        InputError: If not exactly one of them is given, or a name is wrong.
     """
     from diffsight.synthesis.classes import Classes
 
-    if bool(names) == (task is not None):
-        raise InputError("Which classes? Give --classes NAMES, --classes FILE, or --task NAME, and one of them.")
+    if bool(names) + (file is not None) + (task is not None) != 1:
+        raise InputError("Which classes? Give one of --classes NAMES, --classes-file FILE and --task NAME.")
     if task is not None:
         from diffsight.evaluation.task import load_task
 
@@ -143,7 +151,11 @@ def read_class_names(names: Sequence[str] | None, task: str | None) -> "Classes"
             raise InputError(f"The task {task!r} takes its class names from its data. Give them with --classes.")
         return Classes.of_task(known)
     given = list(names or ())
-    file = Path(given[0]) if len(given) == 1 and "," not in given[0] and Path(given[0]).is_file() else None
+    alone = Path(given[0]) if len(given) == 1 and "," not in given[0] else None
+    if alone is not None and alone.is_file():
+        file = alone
+    elif alone is not None and alone.suffix:
+        raise InputError(f"There is no file {alone}, and one name makes no classes: separate names by commas.")
     return Classes.parse(options.read_classes(None, file) or () if file else options.read_classes(given, None) or ())
 
 
@@ -194,6 +206,32 @@ def make_trick_options(
         superclass=kind,
         bank=read_bank(bank, class_names) if bank is not None else None,
     )
+
+
+def make_fitting_trick(
+    spec: str, trick_options: "TrickOptions", backbone: "Backbone", class_names: Sequence[str]
+) -> tuple["Trick | Merged", list[str]]:
+    """The trick that was asked for, without those of the paper's domains that the model cannot read.
+
+    Returns:
+        The trick, and what has to be said of it: in the log now, and on the set's card.
+
+    Raises:
+        InputError: If there is no such trick, or an option does not fit it.
+        PromptError: If a template, domain or alias is wrong.
+    """
+    from diffsight.synthesis.bag import make_trick
+    from diffsight.synthesis.plan import fit_domains
+
+    fitting, left_out = fit_domains(spec, trick_options, backbone, class_names)
+    if not left_out:
+        return make_trick(spec, fitting), []
+    note = (
+        f"Of the paper's ten domains, {', '.join(left_out)} are left out: with them {backbone.name} cannot read the "
+        "prompts of all classes to their ends."
+    )
+    log.warning("%s --domain chooses others.", note)
+    return make_trick(spec, fitting), [note]
 
 
 def make_settings(

@@ -22,6 +22,7 @@ ON_CPU = 64  # Images in a batch there: more are no quicker, and reports and com
 def synthesize(
     *,
     classes: given.ClassNames = None,
+    classes_file: given.ClassesFile = None,
     task: given.ClassesOfTask = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The set's directory (no default; not needed with --dry-run).")
@@ -85,7 +86,7 @@ def synthesize(
         from diffsight.synthesis.filters import SAME, Filters, read_unwanted
         from diffsight.synthesis.plan import make_plan
 
-        named = given.read_class_names(classes, task)
+        named = given.read_class_names(classes, classes_file, task)
         settings, usual, paper_model = given.make_settings(
             preset=preset, sampler=sampler, steps=steps, size=size, antialias=not no_antialias, per_class=per_class
         )
@@ -108,8 +109,13 @@ def synthesize(
             unwanted=read_unwanted(reject) if reject is not None else (),
             max_attempts=max_attempts,
         )
+        # Refuses what cannot be before a model is loaded.
         settings = replace(settings, trick=make_trick(trick, trick_options), seed=seed, filters=filters, format=format_)
         backbone = options.load_model(model or paper_model, device, dtype)
+        said: list[str] = []
+        if preset is None:
+            fitting, said = given.make_fitting_trick(trick, trick_options, backbone, named.names)
+            settings = replace(settings, trick=fitting)
         make_plan(backbone, named, settings)  # Refuses what cannot be drawn before a second model is loaded.
         scorer = make_scorer(label_check, backbone, named, device=device, dtype=dtype)
         settings = replace(settings, filters=replace(filters, scorer=scorer.name if scorer else None))
@@ -120,6 +126,7 @@ def synthesize(
         from diffsight.synthesis.generator import synthesize as draw
 
         note, started, calls = options.honesty(backbone.name), time.monotonic(), 0
+        notes = [*([note] if note else []), *said]
         with output.progress(len(plan)) as report:
 
             def told(images: int, so_far: int) -> None:
@@ -134,7 +141,7 @@ def synthesize(
                 settings=settings,
                 scorer=scorer,
                 batch_size=rows,
-                notes=[note] if note else [],
+                notes=notes,
                 progress=told,
             )
     return _show(found, out, calls, time.monotonic() - started, as_json=as_json)
