@@ -9,10 +9,12 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from diffsight.data.cifar import CIFAR
 from diffsight.data.images import ImageLimits, images_from
 from diffsight.data.sources import Source, open_source
 from diffsight.data.torchvision_sets import DEBIAN_FASHION_MNIST, TORCHVISION
 from diffsight.errors import ImageError, SourceError
+from diffsight.evaluation.task import load_task
 
 
 def save(path, value=0, size=(5, 4)):
@@ -469,6 +471,102 @@ def test_cifar_as_torchvision_reads_it(tmp_path, monkeypatch):
     assert source.content() != source.select([1, 0]).content()
     (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels[::-1].reshape(2, -1), "labels": [1, 0]}))
     assert open_source("torchvision:cifar10", root=tmp_path).content() == source.select([1, 0]).content()
+
+
+def write_cifar(root, pixels, labels, *, name="cifar10", parts=("test_batch.bin",)):
+    """The binary version as its authors give it away, with few images."""
+    known = CIFAR[name]
+    folder = root / known.folder
+    folder.mkdir(exist_ok=True)
+    labels = np.asarray(labels, dtype=np.uint8)[:, None]
+    first = [labels] if name == "cifar10" else [labels // 5, labels]
+    records = np.concatenate([*first, pixels.reshape(len(pixels), -1)], axis=1)
+    for part, some in zip(parts, np.array_split(records, len(parts)), strict=True):
+        (folder / part).write_bytes(some.tobytes())
+    names = load_task(name).class_names
+    (folder / known.names).write_text("\n".join(each.replace(" ", "_") for each in names) + "\n\n")
+    return folder
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_without_pickle(tmp_path, pixels, name):
+    test, train = (("test_batch.bin",), [f"data_batch_{n}.bin" for n in range(1, 6)])
+    if name == "cifar100":
+        test, train = ("test.bin",), ("train.bin",)
+    write_cifar(tmp_path, pixels, range(7), name=name, parts=test)
+    write_cifar(tmp_path, pixels[::-1], range(6, -1, -1), name=name, parts=train)
+    source, other = (open_source(f"torchvision:{name}", root=tmp_path, split=split) for split in ("test", "train"))
+    assert source.labels == other.labels[::-1] == tuple(range(7))
+    assert source.ids[3] == f"{name}/test/00003"
+    assert source.class_names == load_task(name).class_names
+    assert np.array_equal(np.asarray(source[4].load()), pixels[4].transpose(1, 2, 0))
+    assert source.content() == other.select(range(6, -1, -1)).content() != other.content()
+
+
+def test_both_versions_of_cifar_are_the_same_source(tmp_path, pixels, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "python" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    labels = [3, 8, 8, 0, 6, 6, 1]
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels.reshape(7, -1), "labels": labels}))
+    names = list(load_task("cifar10").class_names)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr(CIFAR10, "train_list", [])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": None})
+    write_cifar(tmp_path, pixels, labels)
+    one, other = (open_source("torchvision:cifar10", root=root) for root in (tmp_path, tmp_path / "python"))
+    assert one == other
+    assert one.content() == other.content()
+    assert one.fingerprint() == other.fingerprint()
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["TRAP"],)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_foreign_pickle_is_not_opened(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("TRAP", str(tmp_path / "caught"))
+    folder = tmp_path / TORCHVISION[name].place
+    folder.mkdir()
+    for file in ("batches.meta", "meta", "test_batch", "test", "train", *(f"data_batch_{n}" for n in range(1, 6))):
+        (folder / file).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(SourceError, match="incomplete or damaged"):
+        open_source(f"torchvision:{name}", root=tmp_path)
+    assert not (tmp_path / "caught").exists()
+
+
+def test_damaged_binary_cifar(tmp_path, pixels):
+    folder = write_cifar(tmp_path, pixels, range(7))
+    whole = (folder / "test_batch.bin").read_bytes()
+    names = (folder / "batches.meta.txt").read_bytes()
+    for file, data, message in [
+        ("test_batch.bin", whole[:-1], r"test_batch\.bin has 21,510 bytes, no multiple of 3,073"),
+        ("test_batch.bin", b"", "has 0 bytes"),
+        ("test_batch.bin", b"\x0a" + whole[1:], "image 0 has the label 10, and there are 10 classes"),
+        ("batches.meta.txt", names.replace(b"airplane\n", b""), "has 9 class names, not 10"),
+        ("batches.meta.txt", b"\xff", "no list of class names"),
+    ]:
+        kept = (folder / file).read_bytes()
+        (folder / file).write_bytes(data)
+        with pytest.raises(SourceError, match=message):
+            open_source("torchvision:cifar10", root=tmp_path)
+        (folder / file).write_bytes(kept)
+    with pytest.raises(SourceError, match=r"data_batch_1\.bin is missing"):
+        open_source("torchvision:cifar10", root=tmp_path, split="train")
+
+
+def test_absent_cifar_can_be_had_without_pickle(tmp_path):
+    with pytest.raises(SourceError, match=r"or unpack https://\S+cifar-100-binary\.tar\.gz there"):
+        open_source("torchvision:cifar100", root=tmp_path)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)

@@ -5,7 +5,8 @@ import pytest
 import yaml
 from torchvision import datasets
 
-from diffsight.data import digits, fine_grained
+from diffsight.data import cue_conflict, digits, fine_grained
+from diffsight.data.eurosat import SPATIAL
 from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.data.torchvision_sets import TORCHVISION
 from diffsight.errors import InputError, PromptError, SourceError
@@ -27,9 +28,15 @@ COUNTS = {
     "cifar10": 10,
     "cifar100": 100,
     "cub": 200,
+    "cue-conflict": 16,
+    "cue-conflict-fashion": 10,
+    "cue-conflict-shapes": 4,
+    "cue-conflict-stripes": 2,
     "digits": 10,
     "dogs": 120,
     "eurosat": 10,
+    "eurosat-cells": 10,
+    "eurosat-spatial": 10,
     "fashion-mnist": 10,
     "flowers102": 102,
     "food101": 101,
@@ -56,6 +63,10 @@ def test_task(name):
     elif scheme == "fine-grained":
         assert data in fine_grained.FINE_GRAINED
         assert task.split in fine_grained.SPLITS
+    elif scheme == "cue-conflict":
+        assert data in cue_conflict.SETS
+    elif scheme == "spatial":
+        assert task.split in SPATIAL[data]
     else:
         assert task.source == "sklearn:digits"
         assert task.split in digits.SPLITS
@@ -82,6 +93,9 @@ def test_class_names_are_in_the_order_of_the_labels():
     assert load_task("digits").class_names == load_task("mnist").class_names
     for name in ("eurosat", "mnist", "stl10"):
         assert load_task(name).class_names == TORCHVISION[name].names
+    for name in ("eurosat-cells", "eurosat-spatial"):
+        assert load_task(name).class_names == load_task("eurosat").class_names
+        assert load_task(name).templates == load_task("eurosat").templates
 
 
 def test_prompts_are_those_of_the_paper():

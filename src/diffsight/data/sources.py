@@ -16,16 +16,20 @@ from pathlib import Path
 
 from PIL import Image
 
+from diffsight.data.class_folders import list_images, reader_of
+from diffsight.data.corruptions import split_change
 from diffsight.data.decoding import DEFAULT_LIMITS, SUFFIXES, ImageLimits
 from diffsight.data.digits import read_digits
+from diffsight.data.eurosat import class_labels, images_folder, part_of
 from diffsight.data.fine_grained import FINE_GRAINED, read_lists
+from diffsight.data.folder_sets import CLASS_FOLDERS
 from diffsight.data.readers import FolderReader, ItemReader, image_digest
 from diffsight.data.torchvision_sets import TORCHVISION, read_set
 from diffsight.errors import SourceError, nearest
 
 log = logging.getLogger(__name__)
 
-SCHEMES = ("folder", "torchvision", "fine-grained", "sklearn")
+SCHEMES = ("folder", "torchvision", "fine-grained", "class-folders", "sklearn", "spatial", "cue-conflict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +128,25 @@ def open_source(
         uri: ``folder:DIR``: a folder of images, or of class folders, whose names with spaces for underscores are the
             class names. ``torchvision:NAME``: a data set that torchvision knows; see `TORCHVISION`.
             ``fine-grained:NAME``: one that it does not; see `FINE_GRAINED`. ``sklearn:digits``: see `read_digits`.
+            ``class-folders:NAME``: ImageNet and others whose classes are known folders; see `CLASS_FOLDERS`.
+            ``spatial:NAME``: a set in parts that lie apart on Earth; see `eurosat.py`. ``cue-conflict:NAME``: shape
+            against texture; see `cue_conflict.py`. With ``@TYPE:SEVERITY`` or ``@resolution:PIXELS`` at its end, any of
+            them with this done to its images; see `corruptions.py`.
         root: What DIR is relative to, or where data sets lie. Without it those are looked for in ``$DIFFSIGHT_DATA``
             and ``~/.cache/diffsight``, Fashion-MNIST also where Debian puts it.
-        split: Of a data set; a folder is taken whole. EuroSAT has no splits, and all of it is ``test``.
+        split: Of a data set; a folder is taken whole. EuroSAT has no splits, and all of it is ``test``; but see
+            ``spatial:eurosat``.
         limits: What images to refuse for their size.
 
     Raises:
         SourceError: If the data are not there, or not in the form that they should have.
+        InputError: If there is no such type or severity of corruption.
     """
+    uri, change = split_change(uri)
+    if change is not None:
+        from diffsight.data.changed import changed  # It needs this module's names.
+
+        return changed(open_source(uri, root=root, split=split, limits=limits), change)
     scheme, colon, name = uri.partition(":")
     if colon and scheme == "folder":
         return _open_folder(name, root, limits)
@@ -139,10 +154,18 @@ def open_source(
         return _open_torchvision(name, root, split, limits)
     if colon and scheme == "fine-grained":
         return _open_fine_grained(name, root, split, limits)
+    if colon and scheme == "class-folders":
+        return _open_class_folders(name, root, split, limits)
     if colon and scheme == "sklearn":
         return _open_digits(name, split, limits)
+    if colon and scheme == "spatial":
+        return _open_spatial(name, root, split, limits)
+    if colon and scheme == "cue-conflict":
+        from diffsight.data.cue_conflict import open_cue_conflicts
+
+        return open_cue_conflicts(name, root=root, split=split, limits=limits).source()
     known = {**dict.fromkeys(TORCHVISION, "torchvision"), **dict.fromkeys(FINE_GRAINED, "fine-grained")}
-    known["digits"] = "sklearn"
+    known |= {**dict.fromkeys(CLASS_FOLDERS, "class-folders"), "digits": "sklearn", "eurosat-cells": "spatial"}
     if scheme in known:
         hint = f"Did you mean '{known[scheme]}:{scheme}'?"
     elif not colon:
@@ -189,6 +212,30 @@ def _open_fine_grained(name: str, root: str | Path | None, split: str, limits: I
         labels=labels,
         class_names=class_names,
     )
+
+
+def _open_class_folders(name: str, root: str | Path | None, split: str, limits: ImageLimits) -> Source:
+    listing = list_images(name, root=root, split=split)
+    reader = reader_of(name, listing, limits)
+    return Source(
+        name=f"class-folders:{name}/{split}",
+        ids=listing.ids,
+        read=reader,
+        digest=reader.digest,
+        labels=listing.labels,
+        class_names=listing.classes.names,
+    )
+
+
+def _open_spatial(name: str, root: str | Path | None, split: str, limits: ImageLimits) -> Source:
+    folder = images_folder(name, root=root, split=split)
+    whole = _open_folder(str(folder), None, limits)
+    index = class_labels(list(dict.fromkeys(id.partition("/")[0] for id in whole.ids)), folder)
+    labels = tuple(index[label] for label in whole.labels or ())
+    chosen, said = part_of(name, split, whole.ids, labels, folder)
+    log.info("spatial:%s/%s: %s", name, split, said)
+    whole = replace(whole, labels=labels, class_names=TORCHVISION["eurosat"].names)
+    return replace(whole.select(chosen.tolist()), name=f"spatial:{name}/{split}")
 
 
 def _open_folder(where: str, root: str | Path | None, limits: ImageLimits) -> Source:

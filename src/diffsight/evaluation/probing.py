@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from diffsight.data.corruptions import split_change
 from diffsight.data.sources import Source, open_source
 from diffsight.data.splits import few_shot, fraction, hold_out
 from diffsight.errors import InputError
@@ -57,7 +58,8 @@ def open_parts(task: Task, *, root: Path | None = None, test_share: float = 0.25
     """Open the training and the test images of a task.
 
     Args:
-        task: From `load_task`. Its ``split`` is the test part, and ``train`` the training part.
+        task: From `load_task`. Its ``split`` is the test part, and ``train`` the training part. If its images are
+            corrupted, then those for testing are; training images are clean.
         root: Where the data lie, if not in a standard place.
         test_share: Of the images of each class of a folder, which has no parts, that are kept for testing.
         seed: Chooses these.
@@ -72,10 +74,12 @@ def open_parts(task: Task, *, root: Path | None = None, test_share: float = 0.25
             f"The images of {task.name} have no labels to learn from: put them into one sub-folder for each class."
         )
     names = task.names(test.class_names)
+    clean, change = split_change(task.source)
     if not task.source.startswith("folder:"):
-        return Parts(train=open_source(task.source, root=root, split="train"), test=test, class_names=names)
+        return Parts(train=open_source(clean, root=root, split="train"), test=test, class_names=names)
+    train = test if change is None else open_source(clean, root=root, split=task.split)
     kept, held = hold_out(test.labels, share=test_share, seed=seed)
-    return Parts(train=test.select(kept.tolist()), test=test.select(held.tolist()), class_names=names)
+    return Parts(train=train.select(kept.tolist()), test=test.select(held.tolist()), class_names=names)
 
 
 def cost(

@@ -14,6 +14,9 @@ A task is a YAML file, one of those beside this module or your own::
     licence: MIT
     citation: Who made the data
 
+The images of any task can be corrupted, or have their resolution lowered: ``cifar10@fog:3``, ``cifar10@resolution:16``,
+as the name of a task or at the end of a source.
+
 Prompts and class names decide results as much as the model does, so they are part of the task and of its version.
 """
 
@@ -27,6 +30,7 @@ from typing import Any, cast
 
 import yaml
 
+from diffsight.data.corruptions import split_change
 from diffsight.data.prompts import PromptSet
 from diffsight.errors import InputError, PromptError, SourceError, nearest
 from diffsight.evaluation.metrics import Metric
@@ -45,7 +49,7 @@ class Task:
     Attributes:
         name: What it is called.
         version: Raised with every change that changes numbers.
-        source: Where the images are, for `open_source`.
+        source: Where the images are and what is done to them, for `open_source`.
         split: Which part of them.
         class_names: In the order of the data's labels; None for the names that the source has.
         templates: Prompt templates, each with one ``{}`` for the class name.
@@ -121,13 +125,17 @@ def load_task(name_or_path: str | Path) -> Task:
 
     Args:
         name_or_path: A name from `list_tasks`, a YAML file, or a folder of images (also as ``folder:DIR``). A
-            ``folder:`` source in a YAML file is relative to that file.
+            ``folder:`` source in a YAML file is relative to that file. With ``@TYPE:SEVERITY``, ``@TYPE:SEVERITY:SEED``
+            or ``@resolution:PIXELS`` at its end: the same with this done to its images, see `corruptions.py`.
 
     Raises:
-        InputError: If there is no such task, or its file is wrong; the message names the line.
+        InputError: If there is no such task or change, or its file is wrong; the message names the line.
         SourceError: If the folder does not exist.
     """
-    text = os.fspath(name_or_path)
+    text, change = split_change(os.fspath(name_or_path))
+    if change is not None:
+        task = load_task(text)
+        return replace(task, name=f"{task.name}@{change.spec}", source=f"{task.source}@{change.spec}")
     path = Path(text.removeprefix("folder:")).expanduser()
     if text in list_tasks():
         return parse_task(_builtin().joinpath(f"{text}.yaml").read_text("utf-8"), origin=f"{text}.yaml")
@@ -249,6 +257,8 @@ def _check(key: str, value: object) -> None:
         case _:
             if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1:
                 raise InputError("must be one line of text; put it in quotes if it looks like a number or a date.")
+            if key == "source":
+                split_change(value)
 
 
 def _texts(value: object) -> tuple[str, ...]:
