@@ -29,6 +29,7 @@ class Card:
         checkpoint: Where its authors publish it, if that is a format which ``diffsight convert`` has to read first.
         reads: What it is told beside the image: ``text``, ``class ids`` or ``nothing``.
         transform: Settings of `ImageTransform` that differ from the family's.
+        trained_on: The task whose very classes an embedded model saw in training.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Card:
     checkpoint: str | None = None
     reads: str = "text"
     transform: Mapping[str, object] = field(default_factory=dict)
+    trained_on: str | None = None
 
 
 @cache
@@ -57,6 +59,17 @@ def cards() -> dict[str, Card]:
             raise ModelError(f"The card {name!r} has unknown keys {sorted(surplus)}.")
         found[name] = Card(name=name, **{**values, "mirrors": tuple(values.get("mirrors", ()))})
     return found
+
+
+def honesty(name: str) -> str | None:
+    """What has to be said beside the numbers of an embedded model, or None for other models."""
+    card = cards().get(name)
+    if card is None or card.trained_on is None:
+        return None
+    return (
+        f"{name} was trained on the classes of {card.trained_on}: its accuracy on them checks the machinery, and is no "
+        "claim about zero-shot skill."
+    )
 
 
 def find_card(name: str) -> Card:

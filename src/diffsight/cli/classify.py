@@ -198,7 +198,7 @@ def _names(
             raise InputError(_needs_classes(model))
         return None
     PromptSet.from_templates(names, templates or "{}")  # Refused now rather than after a download.
-    if model in options.TRAINED_ON and known is not None:
+    if known is not None and options.trained_on(model) is not None:
         learnt = {slug(name) for name in known.class_names or ()}
         if strange := [name for name in names if slug(name) not in learnt]:
             log.warning(

@@ -153,7 +153,7 @@ def gaussian(
                 progress=told,
             )
     name = (features or generator or "").strip()
-    note = options.honesty(name) if options.TRAINED_ON.get(name) == chosen.name else None
+    note = options.honesty(name, chosen.name)
     if as_json:
         output.show_json({**metrics, "note": note})
         return 3 if metrics["failures"] else 0

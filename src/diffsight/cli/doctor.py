@@ -112,9 +112,9 @@ def _reachable(address: str) -> str:
 
 def embedded_model() -> dict[str, Any]:
     """Whether the model of this package loads, and the sample photographs are there."""
-    from diffsight.backbones.cards import assets
+    from diffsight.backbones.cards import assets, cards
 
-    name = next(iter(options.TRAINED_ON))
+    name = next(card.name for card in cards().values() if card.embedded)
     started = time.perf_counter()
     try:
         options.load_model(name, None, None)

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from diffsight.scoring.elimination import Policy
     from diffsight.zero_shot.settings import Settings
 
-# The task whose classes an embedded model was trained on.
-TRAINED_ON = {"tiny-fashion": "fashion-mnist"}
-
 POLICY = "When a class is out: forecast, exhaustive, staged, t-test, race or pooled-race"
 DRAWS = "The most draws (timestep and noise) of an image"
 LOSS = "l1, l2, huber, or kl for models with learned variance"
@@ -210,16 +207,18 @@ def read_classes(names: Sequence[str] | None, file: Path | None) -> tuple[str, .
 
 def trained_on(model: str) -> "Task | None":
     """The task whose classes an embedded model has seen in training, or None for other models."""
+    from diffsight.backbones.cards import cards
     from diffsight.evaluation.task import load_task
 
-    return load_task(TRAINED_ON[model]) if model in TRAINED_ON else None
+    card = cards().get(model)
+    return None if card is None or card.trained_on is None else load_task(card.trained_on)
 
 
-def honesty(model: str) -> str | None:
-    """What has to be said beside the numbers of an embedded model, or None for other models."""
-    if model not in TRAINED_ON:
-        return None
-    return (
-        f"{model} was trained on the classes of {TRAINED_ON[model]}: its accuracy on them checks the machinery, and is "
-        "no claim about zero-shot skill."
-    )
+def honesty(model: str, task: str | None = None) -> str | None:
+    """What has to be said beside the numbers of an embedded model; None for other models, and on tasks but its own."""
+    from diffsight.backbones.cards import cards
+    from diffsight.backbones.cards import honesty as said_of
+
+    card = cards().get(model)
+    other = task is not None and (card is None or card.trained_on != task)
+    return None if other else said_of(model)

@@ -211,7 +211,7 @@ def predict(
 
 def _honesty(model: str, task: str) -> str | None:
     """What has to be said beside the numbers of an embedded model, or None for other models."""
-    if options.TRAINED_ON.get(model) != task:
+    if options.honesty(model, task) is None:
         return None
     return f"{model} was trained on photographs of these classes, and its features know them: no claim of transfer."
 

@@ -59,6 +59,16 @@ def check_protocol(protocol: str, training: Sequence[TrainingSet], validation: T
         )
 
 
+def generators(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that drew what was learnt from, as far as that is known.
+
+    Args:
+        data: As for `user_word`.
+    """
+    sets = [*data.get("training", ()), data.get("validation")]
+    return tuple(dict.fromkeys(name for each in sets if isinstance(each, Mapping) for name in each.get("drawn_by", ())))
+
+
 def user_word(data: Mapping[str, Any]) -> str | None:
     """What has to be said where that images were generated is known from the user alone; None where it is not.
 

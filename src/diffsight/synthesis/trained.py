@@ -15,12 +15,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffsight.backbones.base import resolve_device
+from diffsight.backbones.cards import honesty
 from diffsight.data.images import images_from
 from diffsight.errors import InputError, ModelError, NumericsError
 from diffsight.store.disk import digest, put_model, to_json
 from diffsight.synthesis.networks import NetworkPlan, build_network
 from diffsight.synthesis.preprocessing import BATCH_NORMS, Normalised, Preprocessing, to_unit
-from diffsight.synthesis.protocol import PROTOCOLS, user_word
+from diffsight.synthesis.protocol import PROTOCOLS, generators, user_word
 
 FORMAT, VERSION = "diffsight-classifier", 1
 CARD, WEIGHTS = "model.json", "model.safetensors"
@@ -72,6 +73,8 @@ class TrainedClassifier:
         parts = [f"{self.protocol}: {PROTOCOLS.get(self.protocol, 'an unknown protocol')}"]
         if word := user_word(self.notes.get("data", {})):
             parts.append(word)
+        drawn_by = generators(self.notes.get("data", {}))
+        parts += [note.rstrip(".") for name in drawn_by if (note := honesty(name)) is not None]
         if self.plan.pretrained:
             parts.append("the network was pre-trained on real images")
         if self.adapted:

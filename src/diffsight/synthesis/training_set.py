@@ -29,6 +29,7 @@ class TrainingSet:
         targets: The class of each image, or the probability of each class for each image.
         synthetic: Whether all images were generated.
         stated: Whether that is the word of the user for some of them, who has no description of theirs.
+        drawn_by: The models that generated them, as far as the sets say so.
 
     Raises:
         InputError: If there is no image, fewer than two classes, or the targets do not fit.
@@ -39,6 +40,7 @@ class TrainingSet:
     targets: Int[np.ndarray, " n"] | Float[np.ndarray, "n k"]
     synthetic: bool = False
     stated: bool = False
+    drawn_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         name, classes = self.source.name, len(self.class_names)
@@ -88,6 +90,7 @@ class TrainingSet:
             "targets": digest(np.ascontiguousarray(self.targets).tobytes()),
             "soft": self.soft,
             **({"stated": True} if self.stated else {}),
+            **({"drawn_by": list(self.drawn_by)} if self.drawn_by else {}),
         }
 
 
@@ -141,7 +144,13 @@ def open_training_set(
 
 def of_synthetic(images: SyntheticSet) -> TrainingSet:
     """What `generate` or `read_synthetic` gives, to learn from."""
-    return TrainingSet(source=images.source(), class_names=images.classes, targets=images.labels, synthetic=True)
+    return TrainingSet(
+        source=images.source(),
+        class_names=images.classes,
+        targets=images.labels,
+        synthetic=True,
+        drawn_by=(str(images.card["model"]["name"]),),
+    )
 
 
 def join(sets: Sequence[TrainingSet]) -> TrainingSet:
@@ -181,6 +190,7 @@ def join(sets: Sequence[TrainingSet]) -> TrainingSet:
         targets=joined if soft else joined.argmax(axis=1),
         synthetic=all(each.synthetic for each in sets),
         stated=any(each.stated for each in sets),
+        drawn_by=tuple(dict.fromkeys(name for each in sets for name in each.drawn_by)),
     )
 
 
