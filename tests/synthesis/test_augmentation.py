@@ -4,10 +4,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from diffsight.synthesis.augmentation import augmented, random_box
+from diffsight.synthesis.augmentation import augmented, augmented_batch, random_box
 from diffsight.synthesis.options import TrainSettings
 from diffsight.synthesis.preprocessing import Preprocessing
-from diffsight.synthesis.randomness import uniforms
+from diffsight.synthesis.randomness import uniform_rows, uniforms
 
 
 @pytest.fixture
@@ -78,3 +78,23 @@ def test_uniforms_fill_the_range():
     assert numbers.mean() == pytest.approx(0.5, abs=0.01)
     assert np.array_equal(numbers[:10], uniforms(10, "here"))
     assert not np.array_equal(uniforms(10, "there"), uniforms(10, "here"))
+
+
+@pytest.mark.parametrize("kind", ["shift", "none"])
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("side", [7, 28])
+def test_a_batch_is_changed_as_each_of_its_images(kind, flip, side):
+    pictures = np.random.default_rng(0).integers(0, 256, (40, side, side, 3), dtype=np.uint8)
+    how, settings = Preprocessing(size=side, scale=side), TrainSettings(augment=kind, flip=flip)
+    addresses = [(3, 5, f"image {number}") for number in range(40)]
+    each = [augmented(Image.fromarray(p), how, settings, *a) for p, a in zip(pictures, addresses, strict=True)]
+    numbers = uniform_rows(4, [("augment", *address) for address in addresses])
+    batch = augmented_batch(torch.from_numpy(pictures).permute(0, 3, 1, 2), settings, numbers)
+    assert torch.equal(batch, torch.stack(each))
+
+
+def test_rows_of_uniforms_are_those_of_their_addresses():
+    addresses = [("a", 1), ("b", 2, "c"), ("a", 2)]
+    rows = uniform_rows(7, addresses)
+    assert np.array_equal(rows, np.stack([uniforms(7, *address) for address in addresses]))
+    assert uniform_rows(3, []).shape == (0, 3)

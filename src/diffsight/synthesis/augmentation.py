@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from math import exp, log, sqrt
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from diffsight.synthesis.options import TrainSettings
 from diffsight.synthesis.preprocessing import Preprocessing, pixels
 from diffsight.synthesis.randomness import uniforms
 
+STILL = ("shift", "none")  # Kinds of change that leave the size of an image as it is.
 _TRIES = 10
 _RATIOS = (log(3 / 4), log(4 / 3))
 
@@ -45,6 +47,32 @@ def augmented(
     if settings.flip and mirror < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return pixels(image)
+
+
+def augmented_batch(
+    images: UInt8[Tensor, "b 3 side side"], settings: TrainSettings, numbers: Float[np.ndarray, "b 4"]
+) -> UInt8[Tensor, "b 3 side side"]:
+    """What `augmented` makes of images that have the network's size already and are shifted or left where they are.
+
+    Args:
+        images: On any device.
+        settings: Which changes.
+        numbers: The first of each image's address.
+    """
+    count, side = len(images), images.shape[-1]
+    mirrors, *shares = numbers[:, :3].T
+    margin = side // 8 if kind_of(settings, side) == "shift" else 0
+    # Row and column of the picture behind each of the new one: reflected at the borders, as numpy pads.
+    along = np.arange(-margin, side - margin)
+    across, down = ((along + (share * (2 * margin + 1)).astype(np.int64)[:, None]) for share in shares)
+    across, down = (np.abs(places) for places in (across, down))
+    across, down = (np.where(places < side, places, 2 * (side - 1) - places) for places in (across, down))
+    if settings.flip:
+        across = np.where(mirrors[:, None] < 0.5, across[:, ::-1], across)
+    device = images.device
+    rows, columns = (torch.from_numpy(np.ascontiguousarray(places)).to(device) for places in (down, across))
+    each, channels = torch.arange(count, device=device), torch.arange(3, device=device)
+    return images[each[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None]]
 
 
 def kind_of(settings: TrainSettings, size: int) -> str:

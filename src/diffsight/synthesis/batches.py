@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from numpy import ndarray
@@ -16,6 +17,7 @@ from diffsight.data.sources import Source
 from diffsight.errors import ImageError
 
 MEMORY = 2**31
+STACKED = 2**29  # Small images lie beside the network, as one tensor.
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,19 @@ class Pictures:
     def __getitem__(self, row: int) -> Image.Image:
         """An image by its number among those that can be read; raises ImageError if it is gone since."""
         return self.held[row] if self.held is not None else self.source[self.positions[row]].load()
+
+    def stack(self, side: int, *, memory: int = STACKED) -> UInt8[Tensor, "n 3 side side"] | None:
+        """All images in one tensor, if they are in memory, squares of this side, and not more than fit into it.
+
+        Args:
+            side: In pixels.
+            memory: Bytes that the tensor may have.
+        """
+        if self.held is None or 3 * side * side * len(self) > memory:
+            return None
+        if any(image.size != (side, side) for image in self.held):
+            return None
+        return torch.from_numpy(np.stack([np.asarray(image) for image in self.held])).permute(0, 3, 1, 2).contiguous()
 
     def id(self, row: int) -> str:
         """The stable name of an image."""

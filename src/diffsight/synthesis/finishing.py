@@ -58,7 +58,8 @@ def finish(run: Run, plan: Plan, ledger: Ledger, store: Store, painter: Painter,
     missing = sorted(key for key in made if key not in kept)
     for label, index in missing:
         store.remove(label, index)
-    rows = [_row(plan, each, reasons.get(key, [])) for key, each in sorted(kept.items())]
+    weights = plan.backbone.identity().get("weights", "")
+    rows = [_row(plan, each, reasons.get(key, []), weights) for key, each in sorted(kept.items())]
     if plan.settings.format == "folder":
         for each in kept.values():
             _make_good(plan, store, painter, each)
@@ -76,8 +77,8 @@ def finish(run: Run, plan: Plan, ledger: Ledger, store: Store, painter: Painter,
     contact_sheets(store.out)
 
 
-def _row(plan: Plan, each: Attempt, reasons: Sequence[str]) -> dict[str, Any]:
-    settings, identity = plan.settings, plan.backbone.identity()
+def _row(plan: Plan, each: Attempt, reasons: Sequence[str], weights: str) -> dict[str, Any]:
+    settings = plan.settings
     return {
         "file": f"{IMAGES}/{plan.classes.folders[each.label]}/{each.index:05d}.png",
         "class": plan.classes.names[each.label],
@@ -92,7 +93,7 @@ def _row(plan: Plan, each: Attempt, reasons: Sequence[str]) -> dict[str, Any]:
         "steps": settings.sampler.steps,
         "sampler": settings.sampler.name,
         "model": plan.backbone.name,
-        "weights": identity.get("weights", ""),
+        "weights": weights,
         "width": each.width,
         "height": each.height,
         "resize": settings.resize or "",

@@ -1,4 +1,4 @@
-"""One training with one seed, committed after each epoch and continued from there."""
+"""One training with one seed, committed between epochs and continued from there."""
 
 import time
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from diffsight.synthesis.material import Material
 from diffsight.synthesis.options import TrainSettings
 from diffsight.synthesis.placement import Placement
 from diffsight.synthesis.trained import CARD, TrainedClassifier
+
+_LONGER = 10  # Between two commits it trains this much longer than a commit takes: a large network on few images.
 
 
 def fit(
@@ -82,6 +84,8 @@ def _epochs(
     best: dict[str, Any] | None = None
     kept: dict[str, np.ndarray] = {}
     start = 0
+    rows: list[pa.Table] = []
+    committed, took = time.perf_counter(), 0.0
     if state := stored.state():
         learner.restore(state)
         start, best = stored.progress["epochs"], stored.progress["best"]
@@ -102,10 +106,15 @@ def _epochs(
             if found.beats(Measured(best["accuracy"], best["loss"]) if best else None):
                 best = {"epoch": epoch, "accuracy": found.accuracy, "loss": found.loss, "images": len(held)}
                 kept = _arrays(learner) if settings.select == "best" else {}
-        if run is not None:
-            row = _row(epoch, loss, found, time.perf_counter() - began)
+        rows.append(_row(epoch, loss, found, time.perf_counter() - began))
+        last = epoch + 1 == settings.epochs or _is_over(settings, best, epoch + 1)
+        if run is not None and (last or time.perf_counter() - committed >= _LONGER * took):
+            started = time.perf_counter()
             state = learner.state() | {f"best.{key}": value for key, value in kept.items()}
-            run.commit({"epochs": row}, state=state, progress={"epochs": epoch + 1, "best": best, "images": len(part)})
+            reached = {"epochs": epoch + 1, "best": best, "images": len(part)}
+            run.commit({"epochs": pa.concat_tables(rows)}, state=state, progress=reached)
+            rows, committed = [], time.perf_counter()
+            took = committed - started
     weights = kept or _arrays(learner)
     learner.network.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
     return best

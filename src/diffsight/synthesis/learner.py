@@ -1,23 +1,24 @@
 """One network while it is trained: steps, the average of its weights, and a state from which it goes on exactly."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffsight.errors import NumericsError
-from diffsight.synthesis.augmentation import augmented
+from diffsight.synthesis.augmentation import STILL, augmented, augmented_batch, kind_of
 from diffsight.synthesis.batches import Pictures, Readers
 from diffsight.synthesis.networks import NetworkPlan, build_network
 from diffsight.synthesis.options import TrainSettings
 from diffsight.synthesis.placement import Placement
 from diffsight.synthesis.preprocessing import BATCH_NORMS, Normalised, Preprocessing, to_unit
-from diffsight.synthesis.randomness import beta, seeded, shuffled
+from diffsight.synthesis.randomness import beta, seeded, shuffled, uniform_rows
 
 GROUP = 256
 
@@ -79,11 +80,15 @@ class Learner:
             for norm in (module for module in bare.modules() if isinstance(module, BATCH_NORMS)):
                 norm.momentum = settings.norm_momentum
         self.network = Normalised(bare, preprocessing.mean, preprocessing.std).to(placement.device)
+        if placement.device.type == "cuda" and placement.amp != "no":
+            # What tensor cores take; otherwise each convolution would turn its images there and back.
+            self.network.to(memory_format=torch.channels_last)
         self._parallel = placement.parallel(self.network)
         self._optimizer = _optimizer(self.network, settings)
         self._scaler = placement.scaler()
         decays = settings.ema_decay is not None
-        self._average = {key: value.clone() for key, value in self._current().items()} if decays else None
+        self._average = {key: value.clone() for key, value in self._floating().items()} if decays else None
+        self._stacks: list[tuple[Pictures, UInt8[Tensor, "n 3 _ _"] | None]] = []
 
     def epoch(
         self, part: Part, epoch: int, readers: Readers, progress: Callable[[int, int], None] | None = None
@@ -107,14 +112,9 @@ class Learner:
         batches = np.array_split(shuffled(len(part), "order", self.seed, epoch), steps)
         own = [batch[place.rank :: place.processes] for batch in batches]
 
-        def prepare(index: int) -> Tensor:
-            row = int(part.rows[index])
-            address = (self.seed, epoch, part.pictures.id(row))
-            return augmented(part.pictures[row], self.preprocessing, self.settings, *address)
-
         self._parallel.train()
         lost = torch.zeros((), device=device)
-        for step, images in enumerate(readers.batches(own, prepare)):
+        for step, images in enumerate(self._changed(part, epoch, own, readers)):
             targets = torch.from_numpy(part.targets[own[step]]).to(device)
             share = place.processes / len(batches[step])  # gradients are averaged over the processes
             for group in self._optimizer.param_groups:
@@ -140,10 +140,7 @@ class Learner:
         hits, lost = 0, 0.0
         groups = np.array_split(np.arange(len(part)), max(1, -(-len(part) // GROUP)))
 
-        def prepare(index: int) -> Tensor:
-            return self.preprocessing(part.pictures[int(part.rows[index])])
-
-        for group, images in zip(groups, readers.batches(groups, prepare), strict=True):
+        for group, images in zip(groups, self._plain(part, groups, readers), strict=True):
             targets = torch.from_numpy(part.targets[group]).to(self.placement.device)
             with self.placement.autocast():
                 logits = functional_call(self.network, weights, (to_unit(images.to(self.placement.device)),))
@@ -154,6 +151,47 @@ class Learner:
         self._check(lost)
         return Measured(hits / len(part), lost / len(part))
 
+    def _changed(
+        self, part: Part, epoch: int, batches: Sequence[Int[np.ndarray, " _"]], readers: Readers
+    ) -> Iterator[UInt8[Tensor, "_ 3 _ _"]]:
+        """The images of an epoch, each changed by the numbers of its address: small ones all at once, on the device."""
+
+        def address(index: int) -> tuple[str | int, ...]:
+            return "augment", self.seed, epoch, part.pictures.id(int(part.rows[index]))
+
+        stack = self._stacked(part.pictures) if kind_of(self.settings, self.preprocessing.size) in STILL else None
+        if stack is None:
+            yield from readers.batches(
+                batches,
+                lambda index: augmented(
+                    part.pictures[int(part.rows[index])], self.preprocessing, self.settings, *address(index)[1:]
+                ),
+            )
+            return
+        for batch in batches:
+            numbers = uniform_rows(4, map(address, batch.tolist()))
+            yield augmented_batch(stack[torch.from_numpy(part.rows[batch]).to(stack.device)], self.settings, numbers)
+
+    def _plain(
+        self, part: Part, batches: Sequence[Int[np.ndarray, " _"]], readers: Readers
+    ) -> Iterator[UInt8[Tensor, "_ 3 _ _"]]:
+        """Images as they are."""
+        stack = self._stacked(part.pictures)
+        if stack is None:
+            yield from readers.batches(batches, lambda index: self.preprocessing(part.pictures[int(part.rows[index])]))
+            return
+        for batch in batches:
+            yield stack[torch.from_numpy(part.rows[batch]).to(stack.device)]
+
+    def _stacked(self, pictures: Pictures) -> UInt8[Tensor, "n 3 _ _"] | None:
+        """The images on the device, where they are small and need no resizing."""
+        if self.preprocessing.scale != self.preprocessing.size:
+            return None
+        if not any(known is pictures for known, _ in self._stacks):
+            stack = pictures.stack(self.preprocessing.size)
+            self._stacks.append((pictures, None if stack is None else stack.to(self.placement.device)))
+        return next(stack for known, stack in self._stacks if known is pictures)
+
     def _check(self, loss: float) -> None:
         if not np.isfinite(loss):
             raise NumericsError(
@@ -163,7 +201,7 @@ class Learner:
 
     def weights(self) -> dict[str, Tensor]:
         """What would be kept now: the average of the weights, or those of the last step."""
-        return self._current() if self._average is None else self._average
+        return self._current() | (self._average or {})
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next epoch depends on."""
@@ -171,7 +209,7 @@ class Learner:
         tensors |= {f"average.{key}": value for key, value in (self._average or {}).items()}
         for index, moments in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-        arrays = {key: value.detach().cpu().numpy() for key, value in tensors.items()}
+        arrays = {key: value.detach().cpu().contiguous().numpy() for key, value in tensors.items()}
         return arrays | {f"scaler.{key}": np.array(value) for key, value in self._scaler.state_dict().items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -211,18 +249,19 @@ class Learner:
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
-        """Let the average follow the weights; counts, as BatchNorm has one, are taken over."""
+        """Let the average follow the weights; counts, as BatchNorm has one, have none."""
         if self._average is None or self.settings.ema_decay is None:
             return
         decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
-        for key, value in self._current().items():
-            if value.is_floating_point():
-                self._average[key].lerp_(value, 1 - decay)
-            else:
-                self._average[key].copy_(value)
+        # All at once: one launch on a GPU, where a network has hundreds of tensors.
+        current = self._floating()
+        get_ema_multi_avg_fn(decay)([self._average[key] for key in current], list(current.values()), None)
 
     def _current(self) -> dict[str, Tensor]:
         return {key: value.detach() for key, value in self.network.state_dict().items()}
+
+    def _floating(self) -> dict[str, Tensor]:
+        return {key: value for key, value in self._current().items() if value.is_floating_point()}
 
 
 def _optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

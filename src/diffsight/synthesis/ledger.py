@@ -6,7 +6,7 @@ follows from the rounds before, so that an interrupted set goes on with the same
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Self
 
 import pyarrow as pa
@@ -123,4 +123,4 @@ class Ledger:
 
 def table_of(attempts: Sequence[Attempt]) -> pa.Table:
     """Attempts as the rows of a table."""
-    return pa.Table.from_pylist([asdict(each) for each in attempts], schema=SCHEMA)
+    return pa.table({name: [getattr(each, name) for each in attempts] for name in SCHEMA.names}, schema=SCHEMA)

@@ -1,7 +1,7 @@
 """Everything that decides a synthetic set, as one value; the paper's presets; what will be drawn, and what it costs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from diffsight.backbones.sampling import Sampler
 from diffsight.data.prompts import prompt_key
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.errors import InputError, PromptError, nearest
-from diffsight.synthesis.bag import TrickOptions, make_trick
+from diffsight.synthesis.bag import DOMAINS, TrickOptions, make_trick
 from diffsight.synthesis.classes import Classes
 from diffsight.synthesis.filters import Filters
 from diffsight.synthesis.tricks import Guidance, Merged, Prescription, Trick
@@ -212,11 +212,54 @@ def make_plan(backbone: Backbone, classes: Classes | Sequence[str], settings: Sy
     plan = Plan(backbone=backbone, classes=chosen, settings=settings, choices=choices)
     prompts = _prompts(plan)
     if isinstance(backbone, ReadsText):
-        for start in range(0, len(prompts), _TOKENISED):
-            backbone.tokens(prompts[start : start + _TOKENISED])
+        try:
+            for start in range(0, len(prompts), _TOKENISED):
+                backbone.tokens(prompts[start : start + _TOKENISED])
+        except PromptError as error:
+            raise PromptError(f"{error} Or choose another trick, or other domains for this one.") from error
     else:
         _check_class_ids(plan, prompts)
     return plan
+
+
+def fit_domains(
+    spec: str, options: TrickOptions, backbone: Backbone, class_names: Sequence[str]
+) -> tuple[TrickOptions, tuple[str, ...]]:
+    """Leave out those of the paper's domains with which a model cannot read the prompts of all classes to their ends.
+
+    Args:
+        spec: As for `make_trick`.
+        options: What the tricks are made with; domains that are given there stay as they are.
+        backbone: The model that draws.
+        class_names: What of.
+
+    Returns:
+        The options with the domains that are left, and those that are not. If none would be left, the options as they
+        are: `make_plan` refuses them, and says why.
+
+    Raises:
+        InputError: As `make_trick`.
+        PromptError: As `make_trick`.
+    """
+    said: dict[str, list[str]] = {domain: [] for domain in DOMAINS}
+    for part in make_trick(spec, options).parts:
+        for choice in (choice for name in class_names for choice in part.prompts.choices(name)):
+            if choice.domain is not None and options.domains is None:
+                said[choice.domain].append(choice.prompt)
+    if not isinstance(backbone, ReadsText):
+        return options, ()
+    left_out = tuple(domain for domain, prompts in said.items() if prompts and not _reads(backbone, prompts))
+    if len(left_out) in (0, len(DOMAINS)):
+        return options, ()
+    return replace(options, domains=tuple(domain for domain in DOMAINS if domain not in left_out)), left_out
+
+
+def _reads(backbone: ReadsText, prompts: Sequence[str]) -> bool:
+    try:
+        backbone.tokens(prompts)
+    except PromptError:
+        return False
+    return True
 
 
 def _prompts(plan: Plan) -> list[str]:

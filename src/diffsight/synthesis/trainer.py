@@ -102,7 +102,7 @@ def train(
     Args:
         training: Images and targets, from `open_training_set`; several sets of the same classes are joined.
         out: The directory. Each seed has a folder in it with the network, and with the training's run, which is
-            committed after each epoch.
+            committed between epochs.
         settings: How; by default the best that we can show.
         validation: Images that decide instead of held-out ones: which epoch is kept, and when to stop.
         protocol: What is learnt from: ``"zero-shot"`` (generated images alone), ``"distilled"``, ``"oracle"`` or
