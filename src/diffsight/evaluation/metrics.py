@@ -18,10 +18,10 @@ Metric = Literal["top1", "mean_per_class"]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A share between 0 and 1 with its interval.
+    """A number with its interval: a share between 0 and 1, or a difference of shares.
 
     Attributes:
-        value: The share.
+        value: The number.
         low: Lower end of the interval.
         high: Upper end of the interval.
     """
@@ -171,9 +171,10 @@ def summary(
     Returns:
         ``metric`` and ``value``; ``images``, ``scored``, ``failed``, ``labelled``, ``ties`` and ``coverage``; ``top1``,
         ``top5`` (from six classes on) and ``mean_per_class``, each with ``value``, ``low`` and ``high`` at 95 %;
-        ``calibration`` with ``ece``, ``mean_confidence`` and the filled ``bins``; ``calls`` of the scored images;
-        ``per_class``. What cannot be known is None: without labels all accuracies. Eliminated classes share the last
-        place, so with an elimination that leaves one class ``top5`` is little more than ``top1``.
+        ``calibration`` with ``ece``, ``mean_confidence`` and the filled ``bins``; ``selective`` (see
+        `selective.selective_summary`); ``calls`` of the scored images; ``per_class``. What cannot be known is None:
+        without labels all accuracies. Eliminated classes share the last place, so with an elimination that leaves one
+        class ``top5`` is little more than ``top1``.
 
     Raises:
         InputError: If the lengths differ, or labels, predictions or probabilities are impossible.
@@ -204,6 +205,7 @@ def summary(
         "top5": None,
         "mean_per_class": None,
         "calibration": None,
+        "selective": None,
         "calls": cost(np.array(calls, dtype=np.int64)),
         "per_class": None,
     }
@@ -220,8 +222,26 @@ def summary(
         stated = probabilities[known].astype(np.float64)
         if len(class_names) > 5:
             report["top5"] = asdict(wilson(int(top_k(stated, truth, 5).sum()), len(truth)))
-        report["calibration"] = _calibration(reliability(stated.max(axis=1), correct))
+        report |= confidence_metrics(stated.max(axis=1), correct, seed=seed)
     return report
+
+
+def confidence_metrics(
+    confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], *, seed: int = 0
+) -> dict[str, Any]:
+    """What a summary says of stated confidences: ``calibration`` and ``selective``.
+
+    Args:
+        confidence: Probability of the predicted class of each labelled image.
+        correct: Which of them are right.
+        seed: Of the bootstrap.
+    """
+    from diffsight.evaluation.selective import selective_summary  # which uses the above
+
+    return {
+        "calibration": _calibration(reliability(confidence, correct)),
+        "selective": selective_summary(confidence, correct, seed=seed),
+    }
 
 
 def _calibration(diagram: Reliability) -> dict[str, Any]:
