@@ -8,6 +8,7 @@ import typer
 
 from diffsight.cli import (
     classify,
+    compare,
     convert,
     distil,
     diversity,
@@ -26,6 +27,7 @@ from diffsight.cli import (
     search,
     synthesize,
     train,
+    validate,
 )
 from diffsight.errors import DiffsightError
 
@@ -41,11 +43,13 @@ app = typer.Typer(
 )
 app.command()(classify.classify)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(train.train)
 app.command()(networks.export)
 app.command()(rescore.rescore)
 app.command()(report.report)
 app.command("ls")(ls.ls)
+app.command()(validate.validate)
 app.command()(synthesize.synthesize)
 app.command()(diversity.diversity)
 app.command()(diversity.gaussian)
