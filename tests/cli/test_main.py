@@ -11,7 +11,7 @@ import typer
 from diffsight.cli import app, output
 
 SYNTHESIS = ("synthesize", "train", "export", "diversity", "gaussian", "distil")
-COMMANDS = ("classify", "evaluate", "rescore", "report", "ls", "validate", "convert", "doctor", *SYNTHESIS)
+COMMANDS = ("classify", "evaluate", "compare", "rescore", "report", "ls", "validate", "convert", "doctor", *SYNTHESIS)
 HEAVY = ["torch", "numpy", "scipy", "sklearn", "PIL", "pyarrow", "yaml", "tqdm", "huggingface_hub", "rich"]
 
 

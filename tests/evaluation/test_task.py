@@ -7,6 +7,7 @@ from torchvision import datasets
 
 from diffsight.data import cue_conflict, digits, fine_grained
 from diffsight.data.eurosat import SPATIAL
+from diffsight.data.folder_sets import CLASS_FOLDERS
 from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.data.torchvision_sets import TORCHVISION
 from diffsight.errors import InputError, PromptError, SourceError
@@ -24,6 +25,7 @@ citation: me
 """
 COUNTS = {
     "aircraft": 100,
+    "camelyon": 2,
     "cars": 196,
     "cifar10": 10,
     "cifar100": 100,
@@ -40,21 +42,28 @@ COUNTS = {
     "fashion-mnist": 10,
     "flowers102": 102,
     "food101": 101,
+    "imagenet": 1000,
+    "imagenet-a": 200,
+    "imagenet-r": 200,
+    "imagenet-sketch": 1000,
+    "imagenet-v2": 1000,
     "mnist": 10,
     "pets": 37,
     "stl10": 10,
+    "svhn": 10,
 }
+OF_THE_DATA = {"caltech101", "dtd", "objectnet", "sun397"}
 
 
 def test_all_tasks_of_the_papers_are_there():
-    assert set(list_tasks()) == set(COUNTS)
+    assert set(list_tasks()) == set(COUNTS) | OF_THE_DATA
 
 
 @pytest.mark.parametrize("name", list_tasks())
 def test_task(name):
     task = load_task(name)
     assert task.name == name
-    assert len(task.class_names) == COUNTS[name]
+    assert (task.class_names is None) == (name in OF_THE_DATA)
     assert task.licence
     assert task.citation
     scheme, _, data = task.source.partition(":")
@@ -63,6 +72,8 @@ def test_task(name):
     elif scheme == "fine-grained":
         assert data in fine_grained.FINE_GRAINED
         assert task.split in fine_grained.SPLITS
+    elif scheme == "class-folders":
+        assert task.split in CLASS_FOLDERS[data].splits
     elif scheme == "cue-conflict":
         assert data in cue_conflict.SETS
     elif scheme == "spatial":
@@ -70,7 +81,8 @@ def test_task(name):
     else:
         assert task.source == "sklearn:digits"
         assert task.split in digits.SPLITS
-    assert len(PromptSet.from_templates(task.class_names, task.templates).prompts) == COUNTS[name]
+    if task.class_names is not None:
+        assert len(PromptSet.from_templates(task.class_names, task.templates).prompts) == COUNTS[name]
     for preset, templates in task.presets.items():
         paper, _, dataset = preset.partition("/")
         assert templates == templates_for(paper, name)
@@ -229,6 +241,12 @@ def test_folder_is_a_task(tmp_path):
     assert folder_task(tmp_path, templates=["a drawing of a {}."]).templates == ("a drawing of a {}.",)
     with pytest.raises(SourceError, match="no folder"):
         load_task("folder:/nowhere")
+
+
+def test_a_task_file_makes_a_task_of_its_folder(tmp_path):
+    (tmp_path / "task.yaml").write_text(TEXT)
+    assert load_task(tmp_path).source == f"folder:{tmp_path / 'photos'}"
+    assert load_task(f"folder:{tmp_path}").source == f"folder:{tmp_path}"
 
 
 def test_tasks_are_listed_without_torch():

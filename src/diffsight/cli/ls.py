@@ -24,7 +24,7 @@ class Kind(StrEnum):
 # What the table shows; JSON has more.
 COLUMNS = {
     Kind.models: ("name", "parameters", "licence", "description"),
-    Kind.tasks: ("name", "classes", "metric", "licence", "description"),
+    Kind.tasks: ("name", "classes", "metric", "source", "licence", "description"),
     Kind.matching: ("name", "queries", "licence", "description"),
     Kind.policies: ("name", "default", "most calls", "description"),
     Kind.presets: ("name", "policy", "loss", "weighting", "template", "source"),
@@ -88,9 +88,12 @@ def tasks() -> list[dict[str, Any]]:
         {
             "name": task.name,
             "classes": len(task.class_names) if task.class_names else "of the data",
+            "version": task.version,
             "metric": task.metric,
+            "protocol": task.protocol,
             "licence": task.licence,
             "source": task.source,
+            "split": task.split,
             "description": task.citation,
             "templates": list(task.templates),
             "presets": {name: list(templates) for name, templates in task.presets.items()},

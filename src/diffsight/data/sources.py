@@ -16,7 +16,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffsight.data.class_folders import list_images, reader_of
 from diffsight.data.corruptions import split_change
 from diffsight.data.decoding import DEFAULT_LIMITS, SUFFIXES, ImageLimits
 from diffsight.data.digits import read_digits
@@ -155,7 +154,9 @@ def open_source(
     if colon and scheme == "fine-grained":
         return _open_fine_grained(name, root, split, limits)
     if colon and scheme == "class-folders":
-        return _open_class_folders(name, root, split, limits)
+        from diffsight.data.class_folders import open_class_folders
+
+        return open_class_folders(name, root=root, split=split, limits=limits)
     if colon and scheme == "sklearn":
         return _open_digits(name, split, limits)
     if colon and scheme == "spatial":
@@ -211,19 +212,6 @@ def _open_fine_grained(name: str, root: str | Path | None, split: str, limits: I
         digest=reader.digest,
         labels=labels,
         class_names=class_names,
-    )
-
-
-def _open_class_folders(name: str, root: str | Path | None, split: str, limits: ImageLimits) -> Source:
-    listing = list_images(name, root=root, split=split)
-    reader = reader_of(name, listing, limits)
-    return Source(
-        name=f"class-folders:{name}/{split}",
-        ids=listing.ids,
-        read=reader,
-        digest=reader.digest,
-        labels=listing.labels,
-        class_names=listing.classes.names,
     )
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from diffsight.data.cifar import CIFAR, find_binary, read_binary
 from diffsight.data.decoding import DEFAULT_LIMITS, ImageLimits, open_image
+from diffsight.data.pcam import PCAM_NAMES, read_pcam
 from diffsight.data.readers import data_roots
 from diffsight.errors import SourceError, nearest
 
@@ -120,6 +121,7 @@ TORCHVISION: Mapping[str, TorchvisionSet] = {
     ),
     "food101": TorchvisionSet(cls="Food101", place="food-101", splits=_named("test", "train")),
     "mnist": TorchvisionSet(cls="MNIST", place="MNIST/raw", splits=_BY_FLAG, names=_DIGITS, is_idx=True),
+    "pcam": TorchvisionSet(cls="PCAM", place="pcam", splits=_named("test", "train", "val"), names=PCAM_NAMES),
     "pets": TorchvisionSet(
         cls="OxfordIIITPet", place="oxford-iiit-pet", splits=_named("test", "trainval"), stored="_images"
     ),
@@ -181,6 +183,9 @@ def read_set(
         items, labels = _read_idx_pair(_locate(name, split, places, f"{_PREFIX[split]}-images-idx3-ubyte*"), split)
         stored = items
         own_names = cls.classes
+    elif name == "pcam":
+        items, labels = read_pcam(_locate(name, split, places, "camelyonpatch_*.h5"), split)
+        stored, own_names = None, PCAM_NAMES
     else:
         place = _locate(name, split, places)
         options: dict[str, Any] = dict(known.splits[split])

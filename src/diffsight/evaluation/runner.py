@@ -13,6 +13,7 @@ import pyarrow as pa
 from diffsight.backbones.base import Backbone
 from diffsight.backbones.classes import refuse_unconditional
 from diffsight.backbones.encoding import Encoded, encode_images
+from diffsight.data.class_folders import id_prompts
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source
 from diffsight.errors import InputError
@@ -128,7 +129,11 @@ def make_job(
         source = source.select(range(limit))
     names = task.names(source.class_names)
     templates = tuple(templates or task.templates)
-    prompts = PromptSet.from_templates(names, "{}" if backbone.class_names is not None else templates)
+    prompts = None
+    if backbone.class_names is not None:
+        prompts = id_prompts(names, backbone.class_names, task.source, root=root, split=task.split)
+        templates = ("{}",)
+    prompts = prompts or PromptSet.from_templates(names, templates)
     return Job(task=task, source=source, setup=prepare(backbone, prompts, settings or Settings()))
 
 

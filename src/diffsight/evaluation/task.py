@@ -9,6 +9,7 @@ A task is a YAML file, one of those beside this module or your own::
     class_names: [airplane, ...]    # in the order of the labels; left out: the names that the source has
     templates: [a photo of a {}.]
     metric: top1                    # or mean_per_class
+    protocol: all of the test set   # which images, and what may be learnt from; left out: nothing is learnt
     presets:                        # the templates of each paper preset that has a result on this task
       clark2023: [a photo of a {}.]
     licence: MIT
@@ -26,20 +27,15 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, cast
-
-import yaml
 
 from diffsight.data.corruptions import split_change
-from diffsight.data.prompts import PromptSet
+from diffsight.data.folder_sets import known_names
 from diffsight.errors import InputError, PromptError, SourceError, nearest
 from diffsight.evaluation.metrics import Metric
+from diffsight.evaluation.task_file import OPTIONAL, REQUIRED, check_value, read_task
 
-METRICS = ("top1", "mean_per_class")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-_REQUIRED = ("name", "version", "source", "templates", "licence", "citation")
-_OPTIONAL = ("split", "class_names", "metric", "presets")
-_LARGEST = 1_000_000  # characters
+OWN = "task.yaml"  # what describes the task of a folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +50,7 @@ class Task:
         class_names: In the order of the data's labels; None for the names that the source has.
         templates: Prompt templates, each with one ``{}`` for the class name.
         metric: The number to report: "top1" or "mean_per_class".
+        protocol: Which images, and what may be learnt from, in words.
         presets: For each paper preset with a result on this task, the paper's templates.
         licence: Of the images.
         citation: Of the images.
@@ -69,14 +66,15 @@ class Task:
     split: str = "test"
     metric: Metric = "top1"
     version: int = 1
+    protocol: str = ""
     presets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     licence: str = "not stated"
     citation: str = ""
 
     def __post_init__(self) -> None:
-        for key in (*_REQUIRED, *_OPTIONAL):
+        for key in (*REQUIRED, *OPTIONAL):
             try:
-                _check(key, getattr(self, key))
+                check_value(key, getattr(self, key))
             except InputError as error:
                 raise InputError(f"Task {self.name!r}, {key}: {error}") from error
 
@@ -124,9 +122,10 @@ def load_task(name_or_path: str | Path) -> Task:
     """Load a task.
 
     Args:
-        name_or_path: A name from `list_tasks`, a YAML file, or a folder of images (also as ``folder:DIR``). A
-            ``folder:`` source in a YAML file is relative to that file. With ``@TYPE:SEVERITY``, ``@TYPE:SEVERITY:SEED``
-            or ``@resolution:PIXELS`` at its end: the same with this done to its images, see `corruptions.py`.
+        name_or_path: A name from `list_tasks`, a YAML file, a folder that has a ``task.yaml``, or a folder of images
+            (also as ``folder:DIR``). A ``folder:`` source in a YAML file is relative to that file. With
+            ``@TYPE:SEVERITY``, ``@TYPE:SEVERITY:SEED`` or ``@resolution:PIXELS`` at its end: the same with this done to
+            its images, see `corruptions.py`.
 
     Raises:
         InputError: If there is no such task or change, or its file is wrong; the message names the line.
@@ -139,6 +138,8 @@ def load_task(name_or_path: str | Path) -> Task:
     path = Path(text.removeprefix("folder:")).expanduser()
     if text in list_tasks():
         return parse_task(_builtin().joinpath(f"{text}.yaml").read_text("utf-8"), origin=f"{text}.yaml")
+    if not text.startswith("folder:") and (path / OWN).is_file():
+        return _load_file(path / OWN)
     if text.startswith("folder:") or path.is_dir():
         return folder_task(path)
     if path.suffix in (".yaml", ".yml"):
@@ -179,38 +180,11 @@ def parse_task(text: str, *, origin: str = "task") -> Task:
     Raises:
         InputError: If a key is unknown, missing, repeated, or has a wrong value; the message names the line.
     """
-    if len(text) > _LARGEST:
-        raise InputError(f"{origin} has {len(text)} characters; a task file has at most {_LARGEST}.")
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        values = cast(dict[str, Any], yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{origin} is not YAML: {error}") from error
-    if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{origin} must be a list of keys and values: {', '.join(_REQUIRED)}.")
-    lines = _key_lines(root, origin)
-    if missing := [key for key in _REQUIRED if key not in lines]:
-        raise InputError(f"{origin} has no {missing[0]!r}. A task needs: {', '.join(_REQUIRED)}.")
-    for key, value in values.items():
-        values[key] = _tuples(value)
-        try:
-            _check(key, values[key])
-        except InputError as error:
-            raise InputError(f"{origin}, line {lines[key]}, {key}: {error}") from error
-    return Task(**values)
-
-
-def _key_lines(root: yaml.MappingNode, origin: str) -> dict[str, int]:
-    """The line of each key, refusing unknown and repeated keys, which YAML itself lets pass."""
-    lines: dict[str, int] = {}
-    for node, _ in root.value:
-        line, key = node.start_mark.line + 1, str(node.value)
-        if key not in (*_REQUIRED, *_OPTIONAL):
-            raise InputError(f"{origin}, line {line}: unknown key {key!r}. {nearest(key, (*_REQUIRED, *_OPTIONAL))}")
-        if key in lines:
-            raise InputError(f"{origin}, line {line}: {key!r} is there already, on line {lines[key]}.")
-        lines[key] = line
-    return lines
+    values, mistakes = read_task(text, origin=origin)
+    if mistakes:
+        raise InputError(mistakes[0].message)
+    task = Task(**values)
+    return task if task.class_names else replace(task, class_names=known_names(task.source))
 
 
 def _load_file(path: Path) -> Task:
@@ -223,51 +197,6 @@ def _load_file(path: Path) -> Task:
         folder = Path(task.source.removeprefix("folder:")).expanduser()
         task = replace(task, source=f"folder:{path.parent / folder}")
     return task
-
-
-def _tuples(value: object) -> object:
-    """Lists as tuples, also inside a mapping."""
-    if isinstance(value, dict):
-        return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check(key: str, value: object) -> None:
-    """Refuse a value of a task that makes no sense; the message says only what is wrong with the value."""
-    match key:
-        case "version":
-            if type(value) is not int or value < 1:
-                raise InputError("must be a whole number from 1.")
-        case "metric":
-            if value not in METRICS:
-                raise InputError(f"must be a known metric. {nearest(str(value), METRICS)}")
-        case "templates":
-            PromptSet.from_templates(("one", "other"), _texts(value))
-        case "class_names":
-            if value is not None:
-                PromptSet.from_templates(_texts(value), "{}")
-        case "presets":
-            if not isinstance(value, Mapping):
-                raise InputError("must map names of presets to lists of templates.")
-            for templates in value.values():
-                PromptSet.from_templates(("one", "other"), _texts(templates))
-        case "citation" | "licence":
-            if not isinstance(value, str):
-                raise InputError("must be text; put it in quotes.")
-        case _:
-            if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1:
-                raise InputError("must be one line of text; put it in quotes if it looks like a number or a date.")
-            if key == "source":
-                split_change(value)
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, tuple) or not value:
-        raise InputError("must be a list of texts.")
-    for index, item in enumerate(value):
-        if not isinstance(item, str):
-            raise InputError(f"item {index + 1} is a {type(item).__name__}, not text; put it in quotes.")
-    return value
 
 
 def _plain(name: str) -> str:
