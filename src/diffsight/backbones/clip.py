@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -23,7 +23,9 @@ from diffsight.backbones.base import resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
 from diffsight.backbones.folders import PICKLES, one_line, read_json
 from diffsight.backbones.hub import download, repositories, repository
+from diffsight.backbones.kinds import model_type
 from diffsight.backbones.loading import frozen, quiet
+from diffsight.backbones.processing import as_bytes, described, normalised, processed, unit
 from diffsight.backbones.text import check_length
 from diffsight.errors import ModelError
 
@@ -52,14 +54,35 @@ class ClipEncoder:
         """Length of the vectors."""
         return self.model.visual_projection.out_features
 
+    @property
+    def size(self) -> int:
+        """Side of the images that the network reads."""
+        side: Any = self.model.vision_model.config.image_size
+        return int(side)
+
+    @property
+    def scale(self) -> float:
+        """By what cosines are multiplied to be logits."""
+        return float(self.model.logit_scale.detach().float().exp())
+
+    def prepare(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        """An RGB image, resized and cut, for `vectors`."""
+        return as_bytes(self.processor, image)
+
+    @torch.no_grad()
+    def vectors(self, batch: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Vectors of images that were prepared: those of `images`."""
+        pixels = normalised(self.processor, batch.to(self.device)).to(self.dtype)
+        return unit(self.model.visual_projection(self.model.vision_model(pixel_values=pixels)[1]))
+
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """Vectors of RGB images, of length 1, fp32, on the model's device."""
         vectors = [torch.zeros(0, self.dim, device=self.device)]
         for start in range(0, len(images), _GROUP):
             group = list(images[start : start + _GROUP])
-            pixels = _pixels(self.processor, group).to(self.device, self.dtype)
-            vectors.append(_unit(self.model.visual_projection(self.model.vision_model(pixel_values=pixels)[1])))
+            pixels = processed(self.processor, group).to(self.device, self.dtype)
+            vectors.append(unit(self.model.visual_projection(self.model.vision_model(pixel_values=pixels)[1])))
         return torch.cat(vectors)
 
     @torch.no_grad()
@@ -84,7 +107,7 @@ class ClipEncoder:
                 return_tensors="pt",
             ).input_ids
             pooled = self.model.text_model(input_ids=tokens.to(self.device))[1]
-            vectors.append(_unit(self.model.text_projection(pooled)))
+            vectors.append(unit(self.model.text_projection(pooled)))
         return torch.cat(vectors)
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "n m"]:
@@ -101,7 +124,7 @@ class ClipEncoder:
         return {
             **self.provenance,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "preprocessing": _described(self.processor),
+            "preprocessing": described(self.processor),
             "tokens": str(self.tokenizer.model_max_length),
         }
 
@@ -154,7 +177,7 @@ def load_clip(
             )
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             processor = ClipProcessor.from_pretrained(folder, local_files_only=True)
-            side = _pixels(processor, [Image.new("RGB", (5, 3))]).shape[-2:]
+            side = processed(processor, [Image.new("RGB", (5, 3))]).shape[-2:]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name} in {folder} cannot be loaded: {one_line(error)}") from error
     model, report = loaded
@@ -195,20 +218,7 @@ def is_clip(name: str | Path) -> bool:
     Returns:
         False also for what does not exist or cannot be reached: `diffsight.load` then says so.
     """
-    name = str(name)
-    if name in cards():
-        return cards()[name].family == "clip"
-    folder = Path(name).expanduser()
-    if name.startswith("hf:"):
-        try:
-            folder, _ = download([repository(name, None)], ["config.json", "model_index.json"], advice=_ADVICE)
-        except ModelError:
-            return False
-    try:
-        kind = read_json(folder / "config.json", "").get("model_type")
-    except ModelError:
-        return False
-    return kind == "clip" and not (folder / "model_index.json").exists()
+    return model_type(name) == "clip"
 
 
 def clip_hash(folder: Path) -> str:
@@ -274,20 +284,3 @@ def _check_tokens(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizer
             f"{tokenizer.eos_token_id}, where the network has {config.vocab_size} and looks for {read}. Give the "
             "folder the files of the model's own tokenizer."
         )
-
-
-def _pixels(processor: BaseImageProcessor, images: list[Image.Image]) -> Float[Tensor, "b 3 h w"]:
-    # Said, because a picture of three pixels' height could be taken for one of three channels.
-    return processor(images, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return nn.functional.normalize(vectors.float(), dim=-1)
-
-
-def _described(processor: BaseImageProcessor) -> str:
-    """The settings that change pixels, alike for a processor from any release of transformers."""
-    kept = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
-    settings = {k: v for k, v in processor.to_dict().items() if k in kept or k.startswith("do_")}
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
-    return str(values)

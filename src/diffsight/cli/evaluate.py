@@ -58,7 +58,8 @@ def evaluate(
 
     The same command continues a run that was interrupted. Every denoising error is kept in the run's directory, so
     that 'diffsight rescore' can ask for another loss, weighting or policy without the model. The model can also be a
-    network: the directory of 'diffsight train', or an ONNX file of 'diffsight export'.
+    network: the directory of 'diffsight train', or an ONNX file of 'diffsight export'; or a baseline: CLIP or SigLIP
+    (a card, hf:ORG/REPO or a folder), or a supervised network (timm:NAME or timm:FOLDER).
     """
     if out is None and not dry_run:
         raise InputError("Where should the run go? Give --out DIR, or --dry-run to see what it would cost.")
@@ -84,6 +85,23 @@ def evaluate(
             limit=limit,
             device=device,
             adapt=adapt_bn,
+            as_json=as_json,
+            dry_run=dry_run,
+        )
+    if networks.is_baseline(model):
+        reads = ("templates", "dtype")
+        scoring = [name for name, value in given.items() if value is not None and name not in reads]
+        networks.refuse_scoring([*scoring, *(["adapt-bn"] if adapt_bn else [])], what=model)
+        return networks.measure_baseline(
+            task,
+            model,
+            out,
+            root=root,
+            split=split,
+            limit=limit,
+            templates=templates,
+            device=device,
+            dtype=dtype,
             as_json=as_json,
             dry_run=dry_run,
         )

@@ -1,6 +1,6 @@
-"""What ``diffsight evaluate`` does with a trained network, and ``diffsight export``."""
+"""What ``diffsight evaluate`` does with trained networks and baselines, and ``diffsight export``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from diffsight.cli import options, output
 from diffsight.errors import InputError
 
 if TYPE_CHECKING:
+    from diffsight.evaluation.task import Task
     from diffsight.evaluation.trained import TrainedJob
     from diffsight.synthesis.export import Exported
 
@@ -61,16 +62,21 @@ def is_network(model: str) -> bool:
     return is_trained(path)
 
 
-def refuse_scoring(given: Sequence[str]) -> None:
+def is_baseline(model: str) -> bool:
+    """Whether a name is CLIP, SigLIP, DINOv2 or a network of timm; of a Hub repository its config.json is fetched."""
+    from diffsight.evaluation.baselines import baseline_kind
+
+    return baseline_kind(model) is not None
+
+
+def refuse_scoring(given: Sequence[str], what: str = "A trained network") -> None:
     """Refuse options that say how a diffusion model scores.
 
     Raises:
         InputError: If one was given.
     """
     if given:
-        raise InputError(
-            f"A trained network has no denoising errors: leave out {' and '.join(f'--{name}' for name in given)}."
-        )
+        raise InputError(f"{what} has no denoising errors: leave out {' and '.join(f'--{name}' for name in given)}.")
 
 
 def measure(
@@ -87,16 +93,61 @@ def measure(
     dry_run: bool,
 ) -> int:
     """Measure a trained network on a task; each seed of a training in a run of its own."""
+
+    def open_jobs(chosen: "Task") -> list["TrainedJob"]:
+        from diffsight.evaluation.recognisers import load_recognisers
+        from diffsight.evaluation.trained import make_trained_job
+
+        models = load_recognisers(model, device=device)
+        return [make_trained_job(chosen, each, limit=limit, root=root) for each in models]
+
+    return _measure(task, model, out, open_jobs, split=split, adapt=adapt, as_json=as_json, dry_run=dry_run)
+
+
+def measure_baseline(
+    task: str,
+    model: str,
+    out: Path | None,
+    *,
+    root: Path | None,
+    split: str | None,
+    limit: int | None,
+    templates: Sequence[str] | None,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+    dry_run: bool,
+) -> int:
+    """Measure CLIP, SigLIP or a network of timm on a task."""
+
+    def open_jobs(chosen: "Task") -> list["TrainedJob"]:
+        from diffsight.evaluation.baselines import make_baseline_job
+
+        given = {"templates": templates, "limit": limit, "root": root, "device": device, "dtype": dtype}
+        return [make_baseline_job(chosen, model, **given)]
+
+    return _measure(task, model, out, open_jobs, split=split, adapt=False, as_json=as_json, dry_run=dry_run)
+
+
+def _measure(
+    task: str,
+    model: str,
+    out: Path | None,
+    open_jobs: Callable[["Task"], list["TrainedJob"]],
+    *,
+    split: str | None,
+    adapt: bool,
+    as_json: bool,
+    dry_run: bool,
+) -> int:
     with output.interruptible("The same command continues from the last commit."):
         from diffsight.evaluation import trained
-        from diffsight.evaluation.recognisers import load_recognisers
         from diffsight.evaluation.task import load_task
 
         chosen = load_task(task)
         if split is not None:
             chosen = replace(chosen, split=split)
-        models = load_recognisers(model, device=device)
-        jobs = [trained.make_trained_job(chosen, each, limit=limit, root=root) for each in models]
+        jobs = open_jobs(chosen)
         if out is None or dry_run:
             _show_cost(jobs, as_json=as_json)
             return 0

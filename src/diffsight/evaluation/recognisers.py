@@ -1,21 +1,35 @@
-"""Trained networks as `evaluate` sees them: of torch or as ONNX, alone or one for each seed."""
+"""Networks as `evaluate` sees them: trained here or elsewhere, of torch or as ONNX, alone or one for each seed."""
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from diffsight.synthesis.export import SUFFIX, load_onnx
-from diffsight.synthesis.preprocessing import Preprocessing
-from diffsight.synthesis.trained import CARD, TrainedClassifier
+from diffsight.synthesis.trained import CARD
 from diffsight.synthesis.trainer import SUMMARY, load_trained
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """From an image to what a network takes."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square that is left."""
+        ...
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        """Resize and cut an RGB image."""
+        ...
+
+
+@runtime_checkable
 class Recogniser(Protocol):
-    """A trained network, of torch or as ONNX."""
+    """What gives a logit of each class for an image."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -23,7 +37,7 @@ class Recogniser(Protocol):
         ...
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> Prepares:
         """From an image to what it takes."""
         ...
 
@@ -58,4 +72,4 @@ def load_recognisers(path: str | Path, *, device: str | torch.device | None = No
 
 def device_of(model: Recogniser) -> str:
     """Where a network computes."""
-    return str(model.device) if isinstance(model, TrainedClassifier) else "cpu (onnxruntime)"
+    return str(getattr(model, "device", "cpu (onnxruntime)"))

@@ -31,6 +31,8 @@ NOTE = (
     "numbers and with the same features only."
 )
 
+_COMPARED = 6  # Images of a class that are compared with real ones: one, and as many neighbours as are looked at.
+
 Report = Callable[[str, int, int, int], None]
 
 
@@ -113,6 +115,11 @@ def report(
     """
     names = images.class_names
     wanted = _wanted(images, real, per_class)
+    least = 2
+    if real is not None and real.class_names is not None:
+        match_classes(names, real.class_names, of=real.source.name)  # before hours of features
+        least = _COMPARED
+    _refuse_few(wanted, least)
     chosen = few_shot(images.labels.tolist(), per_class=wanted, seed=seed, class_names=names)
     part = replace(images, source=images.source.select(chosen.tolist()), targets=images.targets[chosen])
     found = _embed(embedder, part.source, "images of the set", progress)
@@ -123,8 +130,7 @@ def report(
         others, oracle, more = _real_side(real, embedder, names, wanted, seed, progress)
         failed += more
     each = min(len(rows) for rows in [*groups, *(others if others is not None else ())])
-    if each < 2:
-        raise InputError(f"A class has {each} images that can be used; at least 2 of each are needed.")
+    _refuse_few(each, least)
     own = [found.values[rows[:each]] for rows in groups]
     values: dict[str, Any] = {
         "set": images.source.name,
@@ -188,6 +194,12 @@ def agreement(images: TrainingSet, classifier: DiffusionClassifier, progress: Re
         ],
         "calls": sum(verdict.calls for verdict in verdicts),
     }
+
+
+def _refuse_few(each: int, least: int) -> None:
+    if each < least:
+        what = "to compare with real ones " if least > 2 else ""
+        raise InputError(f"A class has {each} images that can be used; {what}at least {least} of each are needed.")
 
 
 def _wanted(images: TrainingSet, real: RealImages | None, per_class: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Trained networks on a task: the same metrics as for a diffusion model, and their cost as images per second."""
+"""Networks on a task: the same metrics as for a diffusion model, and their cost as images per second."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ COMMIT_EVERY = 2048
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TrainedJob:
-    """A task with its data, and a trained network.
+    """A task with its data, and a network.
 
     Attributes:
         task: What is asked.
@@ -34,6 +34,8 @@ class TrainedJob:
         model: The network.
         classes: The task's.
         order: Where each of them is among the network's.
+        kind: What sort of network it is.
+        name: What it is called, if it has a name.
     """
 
     task: Task
@@ -41,17 +43,22 @@ class TrainedJob:
     model: Recogniser
     classes: tuple[str, ...]
     order: tuple[int, ...]
+    kind: str = "trained network"
+    name: str | None = None
 
     def manifest(self) -> Manifest:
         """The run's fingerprint, and what else is worth recording."""
         fields = {
-            "kind": "trained network",
+            "kind": self.kind,
             "task": {"name": self.task.name, "version": self.task.version, "metric": self.task.metric},
             "data": {"source": self.source.name, "images": len(self.source), "ids": self.source.fingerprint()},
             "classes": list(self.classes),
             "model": self.model.identity(),
         }
-        return Manifest(fields, session(("torchvision",), device=device_of(self.model), label=self.model.label))
+        facts = {"device": device_of(self.model), "label": self.model.label} | (
+            {"model": self.name} if self.name else {}
+        )
+        return Manifest(fields, session(("torchvision",), **facts))
 
     @property
     def learnt(self) -> bool:
