@@ -18,8 +18,9 @@ help:
 demo: $(READY)
 	@$(BIN)/diffsight classify --samples
 
+# A process for each core, with a thread each: they would wait for one another otherwise.
 test: $(READY)
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/ruff check

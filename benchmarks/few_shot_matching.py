@@ -229,7 +229,8 @@ def main() -> None:
         part: tuple(q for test in args.tests for q in load_match_task(f"{task}/{test}", limit=each).queries)
         for part, task in PARTS.items()
     }
-    backbone, settings = load(args.model, device=args.device, dtype=args.dtype), with_score(MatchSettings(draws=args.draws), args.score)
+    backbone = load(args.model, device=args.device, dtype=args.dtype)
+    settings = with_score(MatchSettings(draws=args.draws), args.score)
     common = {"steps": args.steps, "batch_size": args.batch_size, "out": args.out, "lines": read_lines(args.out)}
     bench = Bench(backbone, settings, args.tests, tested, sorted(args.examples), args.seeds, **common)
     weigh(bench, learn="weights" in args.kinds)

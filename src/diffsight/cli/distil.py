@@ -136,7 +136,7 @@ def _show(found: Mapping[str, Any], out: Path, note: str | None) -> None:
     if found["export"] is not None:
         output.show(f"ONNX: {found['export']}")
     output.show(f"Protocol: {found['label']}.")
-    if note is not None:
+    if note is not None and note.rstrip(".") not in found["label"]:
         output.show(note)
 
 
