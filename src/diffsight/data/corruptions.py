@@ -90,7 +90,7 @@ class Corruption:
 class Resolution:
     """Fewer pixels in the same place: down to a shorter side of ``side``, and back to the size that the image had.
 
-    The question of Clark & Jaini (2303.15233, §4.1), whose Stable Diffusion falls from 61.9 % on ImageNet to 34.6 % at
+    The question of Clark & Jaini (2303.15233), whose Stable Diffusion falls from 61.9 % on ImageNet to 34.6 % at
     64 pixels and 15.5 % at 32. Both steps are Pillow's bicubic filter, the first antialiased; which filter they took is
     not known to us. An image that is no larger stays as it is.
 
