@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
 from diffsight.backbones.base import Backbone, resolve_device
@@ -156,34 +157,55 @@ class NetworkEmbedder:
             ImageError: If no image can be read.
             NumericsError: If a feature is not finite.
         """
-        rows: list[Tensor] = []
-        positions: list[int] = []
-        failures: list[tuple[str, str]] = []
-        for start in range(0, len(source), _BATCH):
-            images = []
-            for position in range(start, min(start + _BATCH, len(source))):
-                sample = source[position]
-                try:
-                    images.append(self.preprocessing(sample.load()))
-                    positions.append(position)
-                except ImageError as error:
-                    failures.append((sample.id, str(error)))
-            if images:
-                with torch.inference_mode():
-                    rows.append(self.network(to_unit(torch.stack(images).to(self.network.mean.device))).float().cpu())
-            if progress is not None:
-                progress(min(start + _BATCH, len(source)), 0)
-        if not rows:
-            raise ImageError(f"None of {len(source)} images could be used. The first: {failures[0][1]}")
-        values = torch.cat(rows)
-        if not values.isfinite().all():
+
+        def vectors(batch: Tensor) -> Tensor:
+            return self.network(to_unit(batch.to(self.network.mean.device)))
+
+        found = embed_in_batches(source, self.preprocessing, vectors, progress)
+        if not len(found.values):
+            raise ImageError(f"None of {len(source)} images could be used. The first: {found.failures[0][1]}")
+        if not np.isfinite(found.values).all():
             raise NumericsError(f"{self.name} gives a feature that is not finite. Its weights are damaged.")
-        return Embedded(
-            values=values.numpy(),
-            positions=np.array(positions, dtype=np.int64),
-            failures=tuple(failures),
-            calls=0,
-        )
+        return found
+
+
+@torch.inference_mode()
+def embed_in_batches(
+    source: Source,
+    prepare: Callable[[Image.Image], UInt8[Tensor, "3 h w"]],
+    vectors: Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b d"]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Embedded:
+    """Vectors of all images by two functions; what cannot be read is a failure.
+
+    Args:
+        source: The images.
+        prepare: From an image to bytes, all of one size.
+        vectors: From a batch of these to a vector each.
+        progress: Called with images that are done, and 0 calls.
+    """
+    rows: list[np.ndarray] = []
+    positions: list[int] = []
+    failures: list[tuple[str, str]] = []
+    for start in range(0, len(source), _BATCH):
+        images = []
+        for position in range(start, min(start + _BATCH, len(source))):
+            sample = source[position]
+            try:
+                images.append(prepare(sample.load()))
+                positions.append(position)
+            except ImageError as error:
+                failures.append((sample.id, str(error)))
+        if images:
+            rows.append(vectors(torch.stack(images)).float().cpu().numpy())
+        if progress is not None:
+            progress(min(start + _BATCH, len(source)), 0)
+    return Embedded(
+        values=np.concatenate(rows) if rows else np.zeros((0, 0), np.float32),
+        positions=np.array(positions, dtype=np.int64),
+        failures=tuple(failures),
+        calls=0,
+    )
 
 
 def diffusion_embedder(backbone: Backbone, *, cache: Path | None = None, batch_size: int = 64) -> DiffusionEmbedder:

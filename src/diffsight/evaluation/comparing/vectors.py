@@ -19,14 +19,14 @@ from diffsight.data.sources import Source
 from diffsight.errors import ImageError, NumericsError
 from diffsight.evaluation.baselines import TIMM_KIND
 from diffsight.evaluation.comparing.measuring import PILOT, flops_of
-from diffsight.evaluation.embedding import DiffusionEmbedder, Embedded
+from diffsight.evaluation.embedding import DiffusionEmbedder, Embedded, embed_in_batches
 from diffsight.evaluation.supervised import load_timm
 from diffsight.features.heads.columns import ArrayColumns
 from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 from diffsight.synthesis.preprocessing import Preprocessing, to_unit
 
-_BATCH, _COMMIT = 64, 1024
+_COMMIT = 1024
 _PIXELS = 32  # The most for the side of images that are learnt from as they are.
 COLUMN = "vectors"
 
@@ -62,27 +62,10 @@ class VectorEmbedder:
         Raises:
             NumericsError: If a number is not finite.
         """
-        rows: list[np.ndarray] = []
-        positions: list[int] = []
-        failures: list[tuple[str, str]] = []
-        for start in range(0, len(source), _BATCH):
-            images = []
-            for position in range(start, min(start + _BATCH, len(source))):
-                sample = source[position]
-                try:
-                    images.append(self.prepare(sample.load()))
-                    positions.append(position)
-                except ImageError as error:
-                    failures.append((sample.id, str(error)))
-            if images:
-                with torch.inference_mode():
-                    rows.append(self.vectors(torch.stack(images)).float().cpu().numpy())
-            if progress is not None:
-                progress(min(start + _BATCH, len(source)), 0)
-        values = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
-        if not np.isfinite(values).all():
+        found = embed_in_batches(source, self.prepare, self.vectors, progress)
+        if not np.isfinite(found.values).all():
             raise NumericsError(f"{self.name} gives a number that is not finite. Try dtype fp32.")
-        return Embedded(values=values, positions=np.array(positions, dtype=np.int64), failures=tuple(failures), calls=0)
+        return found
 
 
 def pixel_embedder(source: Source) -> VectorEmbedder:
