@@ -24,7 +24,7 @@ from diffsight.backbones.cards import Card, assets, cards, find_card
 from diffsight.backbones.folders import PICKLES, one_line, read_json
 from diffsight.backbones.hub import download, repositories, repository
 from diffsight.backbones.kinds import model_type
-from diffsight.backbones.loading import frozen, quiet
+from diffsight.backbones.opened import frozen, quiet
 from diffsight.backbones.processing import as_bytes, described, normalised, processed, unit
 from diffsight.backbones.text import check_length
 from diffsight.errors import ModelError

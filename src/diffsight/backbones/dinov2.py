@@ -19,7 +19,7 @@ except ImportError:  # as for CLIP
 from diffsight.backbones.base import resolve_device, resolve_dtype
 from diffsight.backbones.encoder_folders import content_hash, locate
 from diffsight.backbones.folders import one_line
-from diffsight.backbones.loading import frozen, quiet
+from diffsight.backbones.opened import frozen, quiet
 from diffsight.backbones.processing import Processor, as_bytes, described, normalised, processed
 from diffsight.errors import ModelError
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ def part_folder(folder: Path, part: str) -> Path:
     """Where a part of a pipeline is: in the folder of its name, but beside the index in the first DDPM repositories."""
     beside = not (folder / part).is_dir() and (folder / "config.json").exists()
     return folder if beside else folder / part
+
+
+def listed(index: Mapping[str, Any], part: str) -> bool:
+    """Whether ``model_index.json`` says that a pipeline has a part. The first DDPM repositories list none."""
+    return part not in index or any(index[part])
 
 
 def weights_hash(folder: Path, parts: tuple[str, ...]) -> str:

@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.layers import unet_layers
+from diffsight.backbones.opened import Opened, predicted
 from diffsight.backbones.text import Tokens, check_length, tokenize
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
-from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.schedule import Schedule, from_config
 from diffsight.diffusion.transfer import send
 
 
@@ -133,3 +134,22 @@ class LatentUNet:
             attention_mask=mask if mask is None else mask.to(self.text_encoder.device),
         ).last_hidden_state
         return states.to(self.device, self.dtype)
+
+
+def open_folder(opened: Opened) -> LatentUNet:
+    """The backbone of a Stable Diffusion folder."""
+    unet, config = opened.denoiser(UNet2DConditionModel, "unet"), opened.scheduler()
+    space = LatentSpace(opened.autoencoder(AutoencoderKL))
+    return LatentUNet(
+        name=opened.called,
+        unet=unet,
+        space=space,
+        text_encoder=opened.text_encoder(CLIPTextModel),
+        tokenizer=opened.tokenizer(CLIPTokenizer),
+        schedule=from_config(config),
+        prediction=predicted(config),
+        transform=opened.transform(unet.config.sample_size * space.factor, resize="shortest"),
+        provenance=opened.provenance,
+        device=opened.device,
+        dtype=opened.dtype,
+    )

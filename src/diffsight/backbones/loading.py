@@ -1,48 +1,26 @@
 """`load`: from a name, a Hub repository or a local diffusers folder to a backbone."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from diffsight.backbones.base import Backbone, resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
-from diffsight.backbones.folders import one_line, own_settings, part_folder, read_json, weights_hash
+from diffsight.backbones.families import family_of
+from diffsight.backbones.folders import listed, one_line, read_json, weights_hash
 from diffsight.backbones.hub import download, repositories, repository
-from diffsight.data.images import ImageTransform
-from diffsight.diffusion.prediction import Space
-from diffsight.diffusion.schedule import from_config
+from diffsight.backbones.opened import Opened, quiet
 from diffsight.errors import ModelError
-
-if TYPE_CHECKING:
-    from diffsight.backbones.latent_unet import LatentUNet
-    from diffsight.backbones.pixel_unet import PixelUNet
-    from diffsight.backbones.transformer import ClassTransformer
-
-Network = TypeVar("Network", bound=torch.nn.Module)
 
 log = logging.getLogger(__name__)
 
-# Pipelines by the class name in model_index.json, and the parts of each that hold weights.
-FAMILIES = {
-    "StableDiffusionPipeline": "latent_unet",
-    "DiTPipeline": "transformer",
-    "DDPMPipeline": "pixel_unet",
-    "DDIMPipeline": "pixel_unet",
-}
-PARTS = {
-    "latent_unet": ("unet", "vae", "text_encoder"),
-    "transformer": ("transformer", "vae"),
-    "pixel_unet": ("unet",),
-}
 # The first DDPM repositories have no sub-folders; in others, what lies beside the index is another format.
 _BESIDE = ("model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
 _FILES = (*_BESIDE, "*/*.json", "*/*.txt", "*/*.safetensors")
 _IGNORED = ("*.fp16.*", "*.non_ema.*", "safety_checker/*", "*.msgpack")
-PREDICTIONS: Mapping[str, Space] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def load(
@@ -74,21 +52,26 @@ def load(
         raise ModelError(f"{name} is a CLIP model and draws nothing: it is for 'diffsight match' alone.")
     folder, card, found_revision = _locate(str(name), revision)
     index = read_json(folder / "model_index.json", "no diffusers model: it has no model_index.json")
-    pipeline = index.get("_class_name")
-    if pipeline not in FAMILIES:
-        raise ModelError(f"{name} is a {pipeline}, which diffsight cannot use yet. It reads {', '.join(FAMILIES)}.")
-    family = FAMILIES[pipeline]
-    provenance = {"revision": found_revision, "weights": weights_hash(folder, PARTS[family])}
+    family = family_of(index, str(name))
+    parts = tuple(part for part in family.parts if listed(index, part))
+    provenance = {"revision": found_revision, "weights": weights_hash(folder, parts)}
     if card and card.weights and card.weights != provenance["weights"]:
         raise ModelError(
             f"The weights of {card.name} in {folder} are not those of its card (SHA-256 {provenance['weights'][:12]}… "
             f"and not {card.weights[:12]}…): a damaged or foreign copy. Install or download it again."
         )
-    build = {"latent_unet": _latent_unet, "transformer": _transformer, "pixel_unet": _pixel_unet}[family]
-    called = card.name if card else str(name)
+    opened = Opened(
+        folder=folder,
+        called=card.name if card else str(name),
+        card=card,
+        index=index,
+        provenance=provenance,
+        device=chosen_device,
+        dtype=chosen_dtype,
+    )
     try:
         with quiet():
-            return build(folder, called, card, index, provenance, device=chosen_device, dtype=chosen_dtype)
+            return import_module(f"diffsight.backbones.{family.module}").open_folder(opened)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
@@ -126,162 +109,3 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Card | None, str]:
 def _download(candidates: Sequence[tuple[str, str | None]]) -> tuple[Path, str]:
     advice = "a local diffusers folder instead of the name, or use --model tiny-fashion"
     return download(candidates, _FILES, ignored=_IGNORED, advice=advice)
-
-
-def _latent_unet(
-    folder: Path,
-    called: str,
-    card: Card | None,
-    index: Mapping[str, Any],
-    provenance: dict[str, str],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> "LatentUNet":
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    from diffsight.backbones.latent_unet import LatentUNet
-    from diffsight.backbones.vae import LatentSpace
-
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True, torch_dtype=dtype)
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", use_safetensors=True, dtype=torch.float32, local_files_only=True
-    )
-    config = read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
-    space = LatentSpace(frozen(vae, device))
-    return LatentUNet(
-        name=called,
-        unet=frozen(unet, device),
-        space=space,
-        text_encoder=frozen(text_encoder, device),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        schedule=from_config(config),
-        prediction=_prediction(config),
-        transform=_transform(folder, card, unet.config.sample_size * space.factor, resize="shortest"),
-        provenance=provenance,
-        device=device,
-        dtype=dtype,
-    )
-
-
-def _transformer(
-    folder: Path,
-    called: str,
-    card: Card | None,
-    index: Mapping[str, Any],
-    provenance: dict[str, str],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> "ClassTransformer":
-    from diffusers import AutoencoderKL, DiTTransformer2DModel
-
-    from diffsight.backbones.transformer import ClassTransformer
-    from diffsight.backbones.vae import LatentSpace
-
-    network = DiTTransformer2DModel.from_pretrained(
-        folder, subfolder="transformer", use_safetensors=True, torch_dtype=dtype
-    )
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32)
-    config = read_json(folder / "scheduler" / "scheduler_config.json", "without a scheduler configuration")
-    if _prediction(config) != "eps":
-        raise ModelError(f"{folder} is a DiT with {config['prediction_type']!r} prediction; only eps is known.")
-    space = LatentSpace(frozen(vae, device))
-    labels = index.get("id2label") or {}
-    count = network.config.num_embeds_ada_norm
-    return ClassTransformer(
-        name=called,
-        transformer=frozen(network, device),
-        space=space,
-        schedule=from_config(config),
-        transform=_transform(folder, card, network.config.sample_size * space.factor, resize="adm"),
-        class_names=tuple(str(labels.get(str(i), i)) for i in range(count)),
-        provenance=provenance,
-        device=device,
-        dtype=dtype,
-    )
-
-
-def _pixel_unet(
-    folder: Path,
-    called: str,
-    card: Card | None,
-    index: Mapping[str, Any],
-    provenance: dict[str, str],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> "PixelUNet":
-    from diffusers import UNet2DModel
-
-    from diffsight.backbones.pixel_unet import PixelUNet
-
-    unet = UNet2DModel.from_pretrained(part_folder(folder, "unet"), use_safetensors=True, torch_dtype=dtype)
-    config = read_json(part_folder(folder, "scheduler") / "scheduler_config.json", "without a scheduler configuration")
-    if config.get("variance_type") == "learned":
-        raise ModelError(
-            f"{folder} predicts the variance itself; only 'learned_range' is known, as in guided-diffusion."
-        )
-    sides = unet.config.sample_size
-    height, width = sides if isinstance(sides, list | tuple) else (sides, sides)
-    if height is None or height != width:
-        found = "of unknown size (unet/config.json has no sample_size)" if height is None else f"of {height}×{width}"
-        raise ModelError(f"{folder} draws images {found}; they must be square and known.")
-    null = own_settings(folder).get("null_class")
-    labels = index.get("id2label") or {}
-    return PixelUNet(
-        name=called,
-        unet=frozen(unet, device),
-        schedule=from_config(config),
-        prediction=_prediction(config),
-        transform=_transform(folder, card, height, resize="adm", grayscale=unet.config.in_channels == 1),
-        class_names=tuple(str(labels.get(str(i), i)) for i in range(unet.config.num_class_embeds or 0) if i != null),
-        null_class=null,
-        provenance=provenance,
-        device=device,
-        dtype=dtype,
-    )
-
-
-def _transform(folder: Path, card: Card | None, size: int, *, resize: str, grayscale: bool = False) -> ImageTransform:
-    """The family's transform at the model's resolution, with what the card or the folder's own diffsight.json says."""
-    settings: dict[str, Any] = {"size": size, "resize": resize, "grayscale": grayscale}
-    settings |= own_settings(folder).get("transform", {})
-    return ImageTransform.from_dict(settings | dict(card.transform if card else {}))
-
-
-def _prediction(config: Mapping[str, Any]) -> Space:
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in PREDICTIONS:
-        raise ModelError(
-            f"Unknown prediction_type {kind!r} in the scheduler configuration; known: {list(PREDICTIONS)}."
-        )
-    return PREDICTIONS[kind]
-
-
-def frozen(network: Network, device: torch.device) -> Network:
-    """Put a network on its device, in evaluation mode, and keep its weights from being trained."""
-    return network.to(device).eval().requires_grad_(False)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and advice out of the user's output while they load weights."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    libraries = (of_diffusers, of_transformers)
-    levels = [library.get_verbosity() for library in libraries]
-    bars = of_transformers.is_progress_bar_enabled()
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.set_verbosity(level)
-            if bars:
-                library.enable_progress_bar()

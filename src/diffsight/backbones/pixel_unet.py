@@ -11,11 +11,13 @@ from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.classes import class_id
+from diffsight.backbones.folders import own_settings
 from diffsight.backbones.layers import unet_layers
+from diffsight.backbones.opened import Opened, predicted
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.prediction import Prediction, Space
-from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.schedule import Schedule, from_config
 from diffsight.diffusion.transfer import send
 from diffsight.errors import ModelError, PromptError
 
@@ -152,3 +154,35 @@ class PixelUNet:
             yield f"its null class must be the last of {classes or 'no'} classes, and is said to be {self.null_class}"
         if len(self.class_names) != (classes or 0) - (self.null_class is not None):
             yield f"{len(self.class_names)} names were given for {classes or 'no'} classes"
+
+
+def open_folder(opened: Opened) -> PixelUNet:
+    """The backbone of a DDPM, DDIM or ADM folder.
+
+    Raises:
+        ModelError: If its size or the form of its variance is not known.
+    """
+    unet, config = opened.denoiser(UNet2DModel, "unet"), opened.scheduler()
+    if config.get("variance_type") == "learned":
+        raise ModelError(
+            f"{opened.folder} predicts the variance itself; only 'learned_range' is known, as in guided-diffusion."
+        )
+    sides = unet.config.sample_size
+    height, width = sides if isinstance(sides, list | tuple) else (sides, sides)
+    if height is None or height != width:
+        found = "of unknown size (unet/config.json has no sample_size)" if height is None else f"of {height}×{width}"
+        raise ModelError(f"{opened.folder} draws images {found}; they must be square and known.")
+    null = own_settings(opened.folder).get("null_class")
+    labels = opened.index.get("id2label") or {}
+    return PixelUNet(
+        name=opened.called,
+        unet=unet,
+        schedule=from_config(config),
+        prediction=predicted(config),
+        transform=opened.transform(height, resize="adm", grayscale=unet.config.in_channels == 1),
+        class_names=tuple(str(labels.get(str(i), i)) for i in range(unet.config.num_class_embeds or 0) if i != null),
+        null_class=null,
+        provenance=opened.provenance,
+        device=opened.device,
+        dtype=opened.dtype,
+    )

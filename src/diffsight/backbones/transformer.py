@@ -5,19 +5,21 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import AutoencoderKL, DiTTransformer2DModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.classes import class_id
 from diffsight.backbones.layers import transformer_layers
+from diffsight.backbones.opened import Opened, predicted
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.prediction import Prediction
-from diffsight.diffusion.schedule import Schedule
+from diffsight.diffusion.schedule import Schedule, from_config
 from diffsight.diffusion.transfer import send
+from diffsight.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -107,3 +109,28 @@ class ClassTransformer:
             "schedule": self.schedule.fingerprint(),
             "transform": str(self.transform.to_dict()),
         }
+
+
+def open_folder(opened: Opened) -> ClassTransformer:
+    """The backbone of a DiT folder.
+
+    Raises:
+        ModelError: If it predicts something else than eps.
+    """
+    network, config = opened.denoiser(DiTTransformer2DModel, "transformer"), opened.scheduler()
+    if predicted(config) != "eps":
+        raise ModelError(f"{opened.folder} is a DiT with {config['prediction_type']!r} prediction; only eps is known.")
+    space = LatentSpace(opened.autoencoder(AutoencoderKL))
+    labels = opened.index.get("id2label") or {}
+    count = network.config.num_embeds_ada_norm
+    return ClassTransformer(
+        name=opened.called,
+        transformer=network,
+        space=space,
+        schedule=from_config(config),
+        transform=opened.transform(network.config.sample_size * space.factor, resize="adm"),
+        class_names=tuple(str(labels.get(str(i), i)) for i in range(count)),
+        provenance=opened.provenance,
+        device=opened.device,
+        dtype=opened.dtype,
+    )
