@@ -71,11 +71,12 @@ def _show_accuracy(bench: Bench, found: Results) -> None:
         images = some["images"] if some else gdc[name]["images"]
         cells = [spread([one["top1"] for one in runs[network]]) for network in networks]
         cells += [percent(_mean([one["validation"]["accuracy"] for one in runs[networks[0]] if one["validation"]]))]
-        changed = [one["adapted"] for one in runs[networks[0]] if one["adapted"] is not None]
-        cells += [percent(_mean(changed)), with_interval(gdc[name]["top1"]) if name in gdc else "–"]
+        # Only some trainings are adapted: the gain is over the same ones.
+        gains = [one["adapted"] - one["top1"] for one in runs[networks[0]] if one["adapted"] is not None]
+        cells += [f"{100 * statistics.mean(gains):+.1f}" if gains else "–", with_interval(gdc[name]["top1"]) if name in gdc else "–"]
         rows.append([_titled(name), f"{images:,}", *cells])
     first = networks[0]
-    head = ["trained on", "images", *networks, f"{first}, held out", f"{first}, AdaBN (transductive)", "GDC"]
+    head = ["trained on", "images", *networks, f"{first}, held out", f"{first}, gain by AdaBN (transductive)", "GDC"]
     table(head, rows)
     for part, one in found.items():
         if part.kind == "zero-shot":
