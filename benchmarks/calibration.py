@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffsight.evaluation.metrics import reliability
+from diffsight.evaluation.metrics.reliability import reliability
 from diffsight.evaluation.rescoring import read_errors
 from diffsight.store.run import Run
 from diffsight.zero_shot.calibration import Temperature, fit_platt, fit_temperature, posterior

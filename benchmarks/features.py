@@ -29,7 +29,7 @@ from diffsight.backbones import load
 from diffsight.data.images import ImageTransform, images_from
 from diffsight.data.sources import Source, open_source
 from diffsight.data.splits import few_shot, fraction
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.metrics.accuracy import wilson
 from diffsight.features.cache import FeatureCache, extract
 from diffsight.features.diffeed import DifFeedClassifier
 from diffsight.features.extraction import Extraction, plan

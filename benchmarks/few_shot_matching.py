@@ -28,7 +28,7 @@ from diffsight.cli.output import progress
 from diffsight.data.binding import TASKS
 from diffsight.data.queries import Query
 from diffsight.evaluation.match_tasks import BINDING_VERSION, MatchTask, load_match_task
-from diffsight.evaluation.matching_metrics import judge
+from diffsight.evaluation.metrics.matching import judge
 from diffsight.features.figures import check_figure_path, save_figure
 from diffsight.matching.candidates import candidate_sets
 from diffsight.matching.fitting import fit_adapter

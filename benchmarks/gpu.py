@@ -1,6 +1,7 @@
 """Calls per second of the scoring loop on a GPU: what each option of speed does, and how near it comes to the hardware.
 
     python benchmarks/gpu.py [--model unet|dit|both] [--size full|small] [--budget SECONDS] [--json FILE]
+                             [--batch N] [--only VARIANT ...]
 
 (a) The measured peak of bf16 matrix products: 8192³, random data.
 (b) Stable Diffusion 2's UNet at 64×64 latents and DiT-XL/2 at 32×32, randomly initialised, in bf16, through the real
@@ -65,6 +66,8 @@ class Session:
     budget: float
     window: float
     file: Path | None
+    only: tuple[str, ...] | None = None
+    batch: int | None = None
     started: float = field(default_factory=time.perf_counter)
     peak: float = 0.0
     rows: list[Row] = field(default_factory=list)
@@ -171,6 +174,8 @@ def measure(
 ) -> float:
     """Time one variant if the budget affords it; its rate, or 0. What fails is noted and stops nothing else."""
     name = f"{shape.title}, {variant}, batch {batch}"
+    if session.only is not None and variant not in session.only:
+        return 0.0
     if not session.affords(name, seconds):
         return 0.0
     gc.collect()
@@ -226,7 +231,8 @@ def cheap(session: Session, shape: Shape) -> Callable[[], None]:
     def loop(batch: int, **options: Any) -> Callable[[], Callable[[], int]]:  # noqa: ANN401
         return lambda: our_loop(speed_up(backbone, **options), condition, batch)
 
-    rates = {batch: run("plain", batch, loop(batch), seconds=short) for batch in shape.batches}
+    sizes = shape.batches if session.batch is None else (session.batch,)
+    rates = {batch: run("plain", batch, loop(batch), seconds=short) for batch in sizes}
     best = max(rates, key=lambda batch: rates[batch])
     if shape.tokens:
         run("channels-last", best, loop(best, channels_last=True), seconds=short)
@@ -274,10 +280,13 @@ def main() -> None:
     parser.add_argument("--size", choices=("full", "small"), default="full" if cuda else "small")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds after which nothing new is started (600)")
     parser.add_argument("--json", type=Path, help="where all that was measured goes")
+    parser.add_argument("--batch", type=int, help="only this batch size (default: some)")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these, by their names in the table (all)")
     args = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if cuda else torch.float32
     session = Session(device=device, dtype=dtype, budget=args.budget, window=0.7 if cuda else 0.2, file=args.json)
+    session.only, session.batch = args.only and tuple(args.only), args.batch
     side, kind = 8192 if cuda else 512, str(dtype).removeprefix("torch.")
     session.peak = matmul_peak(device, dtype, side, session.window)
     name = torch.cuda.get_device_name(device) if cuda else "CPU"

@@ -31,7 +31,7 @@ from diffsight.data.binding import CONTROLS, PAIRS, SINGLES, TASKS
 from diffsight.data.queries import Query
 from diffsight.evaluation.blind import blind_baseline
 from diffsight.evaluation.match_tasks import load_match_task
-from diffsight.evaluation.matching_metrics import judge
+from diffsight.evaluation.metrics.matching import judge
 from diffsight.features.figures import check_figure_path, save_figure
 from diffsight.matching.matcher import ImageTextMatcher
 from diffsight.matching.settings import MatchSettings

@@ -12,7 +12,8 @@ from diffsight.backbones.base import Backbone
 from diffsight.data.binding import binding_examples
 from diffsight.data.queries import Query
 from diffsight.data.scenes import draw
-from diffsight.evaluation.matching_metrics import judge, mean_of_shares
+from diffsight.evaluation.metrics.accuracy import mean_of_shares
+from diffsight.evaluation.metrics.matching import judge
 from diffsight.matching.candidates import Candidates, prepare
 from diffsight.matching.contest import measured
 from diffsight.matching.scores import PMI, Attention, DenoisingError, Hybrid, Score

@@ -73,7 +73,10 @@ def _show_accuracy(bench: Bench, found: Results) -> None:
         cells += [percent(_mean([one["validation"]["accuracy"] for one in runs[networks[0]] if one["validation"]]))]
         # Only some trainings are adapted: the gain is over the same ones.
         gains = [one["adapted"] - one["top1"] for one in runs[networks[0]] if one["adapted"] is not None]
-        cells += [f"{100 * statistics.mean(gains):+.1f}" if gains else "–", with_interval(gdc[name]["top1"]) if name in gdc else "–"]
+        cells += [
+            f"{100 * statistics.mean(gains):+.1f}" if gains else "–",
+            with_interval(gdc[name]["top1"]) if name in gdc else "–",
+        ]
         rows.append([_titled(name), f"{images:,}", *cells])
     first = networks[0]
     head = ["trained on", "images", *networks, f"{first}, held out", f"{first}, gain by AdaBN (transductive)", "GDC"]

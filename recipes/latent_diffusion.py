@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from training_loop import Batch, Plan, autocast, best_device, load_state, save_state, train
@@ -251,3 +252,7 @@ def export(folder: Path, vae: AutoencoderKL, model: TextAndUNet, tokenizer: CLIP
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # transformers writes its newest names, which its older versions do not find: they would go on with random weights.
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})

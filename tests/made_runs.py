@@ -1,4 +1,4 @@
-"""Run directories of classifications that no model made: their answers are given."""
+"""Run directories of classifications that no model made, and a comparison of methods that nobody ran."""
 
 import numpy as np
 import pyarrow as pa
@@ -57,3 +57,45 @@ def make_run(
         if finished:
             run.finish(metrics or {})
     return path
+
+
+def make_comparison(*, methods=12, memory=3_600_000_000, coverage=0.995, sd=0.117):
+    """What `compare` gives, with names and numbers as long as they come."""
+    models = (
+        "hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+        "timm:/folder/far/away/mobilenetv3_small_100.lamb_in1k",
+        None,
+    )
+    rows = [
+        {
+            "key": f"row-{number}",
+            "method": ("pixels-knn", "pretrained")[number % 2],
+            "model": models[number % 3],
+            "labels": 1000,
+            "protocol": ("few-shot", "supervised")[number % 2],
+            "said": "supervised: learnt from 1,000 labels of each class",
+            "failure": "there was no such network" if number == 1 else None,
+            "value": None if number == 1 else 0.9834,
+            "low": None if number == 1 else 0.8712,
+            "high": None if number == 1 else 0.9981,
+            "sd": sd,
+            "coverage": coverage,
+            "calls": 12_345.6,
+            "seconds": 123.4567,
+            "flops": 1.234567e14,
+            "memory": memory,
+            "once": {"calls": 0.0, "seconds": 7000.0},
+            "runs": [],
+        }
+        for number in range(methods)
+    ]
+    keys = [row["key"] for row in rows]
+    return {
+        "task": {"name": "made", "version": 1, "metric": "top1"},
+        "data": {"source": "torchvision:nothing/test", "images": 1000, "ids": "0"},
+        "labelled": True,
+        "notes": [],
+        "rows": rows,
+        "recommendations": [{"labels": 1000, "row": keys[0], "method": "pixels-knn", "reason": "it is the cheapest"}],
+        "agreement": {"keys": keys, "pairs": [[0.87] * methods] * methods, "others": {}},
+    }

@@ -1,6 +1,7 @@
 """Benchmarks at their smallest: synthesis in two processes and continued, and speed on small networks."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,13 @@ def test_speed_is_measured_as_far_as_the_budget_goes(tmp_path):
     left_out = [name for name, note in found["notes"].items() if note.startswith("left out")]
     assert any("compile" in name for name in left_out)
     assert all(f"{name}: {found['notes'][name]}" in done.stdout for name in left_out)
+
+
+def test_what_classes_could_share_is_measured():
+    """The benchmark itself checks that outputs stay the same."""
+    command = [sys.executable, ROOT / "benchmarks" / "sharing.py", "--rows", "20", "--repeats", "1", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"before the text: \d+\.\d% of the time", done.stdout)
+    assert re.search(r"keys and values looked up: \d\.\d\d times", done.stdout)
+    assert "before the text 5.08%" in done.stdout

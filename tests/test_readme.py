@@ -35,6 +35,8 @@ REPLACED = {
     "path/to/my-model": str(assets() / "tiny-fashion"),
     "--per-class 1000": "--per-class 6 --steps 5",
     "--network mobilenetv3-small": "--network test_resnet --epochs 1",  # one of timm's, which is exported sooner
+    "hf:openai/clip-vit-large-patch14": str(assets() / "tiny-shapes-clip"),
+    "diffsight compare": "diffsight compare --per-class 2 --draws 2 --seeds 1 --network test_resnet --epochs 1",
     "--export small.onnx": "--export small.onnx --draws 4 --network test_resnet --epochs 1",
 }
 IN_PROGRAMS = {

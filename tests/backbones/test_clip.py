@@ -72,7 +72,7 @@ def small_card(monkeypatch, folder):
 
     def use(**values):
         changed = dict(cards()) | {"small-clip": replace(card, **values)}
-        for module in ("cards", "clip"):
+        for module in ("cards", "encoder_folders"):
             monkeypatch.setattr(import_module(f"diffsight.backbones.{module}"), "cards", lambda: changed)
 
     return use

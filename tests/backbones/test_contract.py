@@ -6,9 +6,21 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMDPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from PIL import Image
 from pipelines import save_ddpm, save_dit, save_stable_diffusion
+from tiny.deepfloyd import save_deepfloyd
+from tiny.edm import save_edm
+from tiny.flux import save_flux
+from tiny.pixart import ALPHA, save_pixart
+from tiny.sana import save_sana
+from tiny.sd3 import NEWER, save_sd3
+from tiny.sdxl import save_playground, save_sdxl
 
 from diffsight.backbones import load
 from diffsight.backbones.base import Backbone
@@ -21,13 +33,34 @@ NAMES = ["cat", "dog", "bird"]
 SAVERS = {
     "stable-diffusion": save_stable_diffusion,
     "stable-diffusion-v": partial(save_stable_diffusion, prediction_type="v_prediction"),
+    "stable-diffusion-3": save_sd3,
+    "stable-diffusion-3.5": partial(save_sd3, **NEWER),
+    "flux-dev": save_flux,
+    "flux-schnell": partial(save_flux, guided=False),
+    "sdxl": save_sdxl,
+    "sdxl-edm": save_playground,
+    "pixart-alpha": partial(save_pixart, **ALPHA),
+    "pixart-sigma": save_pixart,
+    "sana": save_sana,
+    "deepfloyd": save_deepfloyd,
     "dit": save_dit,
     "adm": partial(save_ddpm, names=NAMES, null=True, learned_variance=True),
+    "edm": partial(save_edm, names=NAMES),
 }
 # What a pipeline of diffusers is called with, so that it feeds its denoiser as the adapter does.
 CALLS = {
     "stable-diffusion": {"guidance_scale": 1.0},
     "stable-diffusion-v": {"guidance_scale": 1.0},
+    "sdxl": {"guidance_scale": 5.0},
+    "sdxl-edm": {"guidance_scale": 1.0},
+    "pixart-alpha": {"use_resolution_binning": False},
+    "pixart-sigma": {"use_resolution_binning": False},
+    "sana": {"use_resolution_binning": False},
+    "deepfloyd": {},
+    "stable-diffusion-3": {"guidance_scale": 1.0},
+    "stable-diffusion-3.5": {"guidance_scale": 1.0},
+    "flux-dev": {"guidance_scale": 1.0, "max_sequence_length": 512},
+    "flux-schnell": {"guidance_scale": 0.0, "max_sequence_length": 256},
 }
 
 
@@ -56,9 +89,9 @@ def inputs(backbone):
 
 def scheduler_of(backbone, folder):
     """Diffusers' own scheduler with the levels of training, whichever sampler the folder names."""
-    kind = FlowMatchEulerDiscreteScheduler if backbone.schedule.kind == "flow" else DDPMScheduler
+    kinds = {"ddpm": DDPMScheduler, "flow": FlowMatchEulerDiscreteScheduler, "edm": EDMDPMSolverMultistepScheduler}
     place = folder / "scheduler"
-    return kind.from_pretrained(place if place.is_dir() else folder)
+    return kinds[backbone.schedule.kind].from_pretrained(place if place.is_dir() else folder)
 
 
 def test_it_is_a_backbone(backbone):
@@ -75,6 +108,10 @@ def test_noise_is_mixed_as_diffusers_scheduler_does(backbone, folder, inputs):
         times = scheduler.timesteps.flip(0)[index]
         expected = torch.cat([scheduler.scale_noise(x0[[i]], times[[i]], eps[[i]]) for i in range(3)])
         torch.testing.assert_close(backbone.schedule.timesteps[index].float(), times, rtol=1e-4, atol=1e-3)
+    elif backbone.schedule.kind == "edm":
+        times = scheduler.timesteps.flip(0)[index]
+        expected = scheduler.add_noise(x0, eps, times)
+        torch.testing.assert_close(backbone.schedule.timesteps[index].float(), times, rtol=1e-5, atol=1e-5)
     else:
         expected = scheduler.add_noise(x0, eps, index)
     torch.testing.assert_close(x_t, expected, atol=1e-4, rtol=1e-4)

@@ -48,6 +48,9 @@ def test_siglip_agrees_with_transformers(folders, pictures):
         want = model(input_ids=tokens, pixel_values=processed(siglip.processor, pictures)).logits_per_image
     found = siglip.scale * of(siglip, pictures) @ siglip.texts(texts).T + model.logit_bias.detach()
     torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+    together = siglip.similarity(pictures, texts) + model.logit_bias.detach()
+    torch.testing.assert_close(together, want, atol=1e-4, rtol=1e-4)
+    assert siglip.texts([]).shape == siglip.images([]).shape == (0, siglip.dim)
 
 
 def test_siglip_reads_texts_as_it_was_trained(folders, tmp_path):

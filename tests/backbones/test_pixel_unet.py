@@ -7,7 +7,6 @@ import torch
 from diffusers import (
     DDIMPipeline,
     DDPMScheduler,
-    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     ScoreSdeVeScheduler,
     UNet2DModel,
@@ -274,7 +273,6 @@ def test_networks_that_would_be_misread_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (EDMEulerScheduler(), "'edm'"),
         (FlowMatchEulerDiscreteScheduler(), "'flow'"),
         (ScoreSdeVeScheduler(), "no beta_schedule"),
         (DDPMScheduler(variance_type="learned"), "learned_range"),

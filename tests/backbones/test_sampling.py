@@ -104,6 +104,16 @@ def test_a_gaussian_is_sampled_as_its_closed_form_says(name, output):
     torch.testing.assert_close(got, means + gain * (noise - alpha * means), atol=0.03, rtol=0)
 
 
+def test_edm_is_sampled_by_euler():
+    means = torch.tensor([0.5, -2.0]).view(2, 1, 1, 1).expand(2, 2, 4, 4).contiguous()
+    backbone = GaussianBackbone(means=means, spread=0.6, output="eps", schedule=edm())
+    noise = noise_for(backbone, 2)
+    condition = backbone.condition(["class 0", "class 1"])
+    got = draw(backbone, condition, torch.ones(2), noise, sampler=Sampler(name="euler", steps=500))
+    start = (80.0**2 + 1) ** 0.5 * noise
+    torch.testing.assert_close(got, means + 0.6 / (80**2 + 0.6**2) ** 0.5 * (start - means), atol=0.03, rtol=0)
+
+
 class FlowingGaussian(GaussianBackbone):
     """Gives the flow itself, which is known where nothing of the image is left."""
 
@@ -210,7 +220,7 @@ def test_what_cannot_be_sampled_is_refused(sd):
             Sampler(steps=steps)
     with pytest.raises(InputError, match="1000 noise levels: at most 999 steps; got 1000"):
         Sampler(steps=1000).check(sd)
-    with pytest.raises(InputError, match="'edm', which no sampler here knows"):
+    with pytest.raises(InputError, match=r"EDM's noise levels, which the sampler 'dpm\+\+' does not know. Use 'euler'"):
         Sampler().check(replace(sd, schedule=edm()))
     with pytest.raises(InputError, match="got 1, 2 and 2"):
         draw(sd, sd.condition(["a"]), torch.ones(2), noise_for(sd, 2), sampler=Sampler())

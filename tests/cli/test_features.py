@@ -109,6 +109,7 @@ def test_a_probe_is_trained_measured_kept_and_used(run, samples, tmp_path):
     assert "mid@30 (512 numbers), head logistic (5,130 parameters)" in done.out
     metrics = json.loads((tmp_path / "probe" / "metrics.json").read_text())
     assert metrics["scored"] == 30
+    assert re.search(r"time per image +[\d,.]+ ms on cpu, with reading it", done.out)
     used = run("features", "predict", tmp_path / "probe", samples / "bag", "--json")
     assert used.code == 0, used.err
     labels = [image["top"][0]["label"] for image in json.loads(used.out)["images"]]
@@ -129,6 +130,7 @@ def test_few_labels_with_several_seeds(run, samples):
     again = json.loads(run(*[part if part != "knn" else "logistic" for part in command], "--layers", "mid").out)
     assert metrics["denoiser_calls"] > 0
     assert again["denoiser_calls"] == 0
+    assert again["speed"]["seconds"] > 0  # also of features that were kept
 
 
 def test_a_probe_predicts_what_can_be_read(run, samples, tmp_path):

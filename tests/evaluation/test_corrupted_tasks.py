@@ -9,9 +9,9 @@ from diffsight.backbones import load
 from diffsight.data.corruptions import Corruption, Resolution
 from diffsight.data.cue_conflict import cue_labels
 from diffsight.errors import InputError, RunError, SourceError
+from diffsight.evaluation.metrics.shape_bias import cue_conflict
 from diffsight.evaluation.probing import open_parts
 from diffsight.evaluation.runner import evaluate, make_job
-from diffsight.evaluation.shape_bias import cue_conflict
 from diffsight.evaluation.task import folder_task, load_task, parse_task
 from diffsight.evaluation.trained import evaluate_trained, make_trained_job
 from diffsight.scoring.elimination import Exhaustive

@@ -10,7 +10,7 @@ from stored_runs import informative_errors, save_run
 from diffsight.diffusion.schedule import ddpm, flow
 from diffsight.errors import InputError, RunError
 from diffsight.evaluation.learned_weights import ORACLE, PROTOCOL, learn_weights, load_weights, save_weights
-from diffsight.evaluation.paired import compare_answers
+from diffsight.evaluation.metrics.paired import compare_answers
 from diffsight.evaluation.rescoring import Changes, rescore, rescore_run
 from diffsight.evaluation.weight_fitting import fit_timestep_weights
 from diffsight.scoring.elimination import Exhaustive

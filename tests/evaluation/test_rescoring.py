@@ -10,7 +10,7 @@ from diffsight.diffusion.schedule import ddpm
 from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError
 from diffsight.evaluation.calibrating import PROTOCOL, cross_platt
-from diffsight.evaluation.paired import compare_answers, read_answers
+from diffsight.evaluation.metrics.paired import compare_answers, read_answers
 from diffsight.evaluation.rescoring import Changes, rescore, rescore_run
 from diffsight.scoring.elimination import Exhaustive
 from diffsight.scoring.racing import PairedTTest

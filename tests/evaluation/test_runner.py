@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,6 +67,31 @@ def test_running_a_finished_run_again_makes_no_call(job, run, monkeypatch):
     assert evaluate(job, run) == Run.load(run).metrics()
 
 
+def test_time_is_that_of_all_sessions(job, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    batches = []
+
+    def slow(state):
+        time.sleep(0.05)
+        batches.append(state)
+
+    def killed(state):
+        slow(state)
+        if len(batches) == 3:
+            raise Killed
+
+    began = time.perf_counter()
+    with pytest.raises(Killed):
+        evaluate(job, tmp_path / "run", batch_size=64, commit_every=1, progress=killed)
+    del batches[2]  # what it had not committed is done again
+    speed = evaluate(job, tmp_path / "run", batch_size=64, commit_every=1, progress=slow)["speed"]
+    assert 0.05 * len(batches) < speed["seconds"] < time.perf_counter() - began
+    assert speed["seconds_per_image"] == pytest.approx(speed["seconds"] / 6)
+    assert speed["device"] == "cpu"
+
+
 def test_other_settings_are_refused_with_what_differs(backbone, samples, run):
     other = make_job(folder_task(samples), backbone, settings=Settings(policy=Exhaustive(num_draws=16), seed=1))
     with pytest.raises(RunError, match=r"settings\.seed: 0 in the run, 1 asked now"):
@@ -81,7 +108,9 @@ def test_batch_size_changes_nothing_that_counts(job, run, tmp_path):
 
 
 def test_rescoring_as_it_was_gives_the_same_metrics(run):
-    assert rescore(run) == Run.load(run).metrics()
+    metrics = Run.load(run).metrics()
+    del metrics["speed"]  # of what was run, and not of what might have been decided
+    assert rescore(run) == metrics
 
 
 def test_rescoring_with_a_policy_is_what_the_policy_would_have_done(backbone, samples, run, tmp_path):

@@ -7,7 +7,7 @@ from digit_folders import NAMES, write_generated, write_photographs
 
 from diffsight.errors import InputError, RunError
 from diffsight.evaluation import trained as evaluation
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.metrics.accuracy import wilson
 from diffsight.evaluation.recognisers import is_trained, load_recognisers
 from diffsight.evaluation.task import folder_task
 from diffsight.evaluation.trained import adapted, evaluate_trained, make_trained_job, over_seeds, pace

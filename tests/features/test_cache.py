@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,12 @@ def test_it_goes_on_where_it_stood(sd, pictures, tmp_path, small_shards):
     (part / "shard-00002.safetensors").unlink()
     with pytest.raises(RunError, match="first 32 of 40 images"):
         load_cache(part)
-    seen = []
+    before, began, seen = json.loads((part / "seconds.json").read_text())["seconds"]["extraction"], time.time(), []
     cache = extract(extraction, pictures, out=part, progress=lambda images, calls: seen.append((images, calls)))
     assert seen == [(40, 8)]
     assert torch.equal(everything(cache, cache.names[0]), everything(whole, whole.names[0]))
+    assert before < cache.seconds < before + time.time() - began
+    assert load_cache(part).seconds == cache.seconds
 
 
 def _extract_until_killed(path, folder, marker):

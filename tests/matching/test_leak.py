@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffsight.backbones.clip import ClipEncoder
+from diffsight.backbones.dual import DualEncoder
 from diffsight.backbones.encoding import by_content, encode_images
 from diffsight.data.images import images_from
 from diffsight.data.queries import Query
@@ -179,7 +179,7 @@ def test_queries_that_the_published_code_cannot_batch_are_refused(small, queries
         ImageTextMatcher(small, settings=ATTENTION).score(pictures, TEXTS)
     with pytest.raises(InputError, match="nothing leaks"):
         fit_adapter(small, queries, settings=ATTENTION)
-    clip = object.__new__(ClipEncoder)
+    clip = object.__new__(DualEncoder)
     object.__setattr__(clip, "name", "some-clip")
     with pytest.raises(InputError, match=r"some-clip is a CLIP model.*no batch_leak"):
         ImageTextMatcher(clip, settings=ATTENTION)

@@ -3,15 +3,18 @@
 import chromium
 import numpy as np
 import pytest
-from made_runs import make_run
+from made_runs import make_comparison, make_run
 from PIL import Image
 
+from diffsight.report.compared import comparison_page
 from diffsight.report.page import make_report, write_report
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Chromium: apt-get install chromium")
 
 WIDER = """[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll') && !e.closest('svg'))
 .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className).join(' ')"""
+BROKEN = """e => { const inside = document.createRange(); inside.selectNodeContents(e)
+return !/\\s/.test(e.innerText) && inside.getClientRects().length > 1 && !e.querySelector('svg') }"""
 PRINTED = (
     """[...document.querySelectorAll('table')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"""
 )
@@ -34,15 +37,29 @@ def page(scored, photographs, tmp_path_factory):
     )
     write_report(make_report([scored], data=photographs), folder / "real.html")
     write_report(make_report([long, make_run(folder / "b", images=12)]), folder / "several.html")
+    (folder / "compared.html").write_text(comparison_page(make_comparison(methods=30), folder), encoding="utf-8")
     return folder
 
 
-@pytest.mark.parametrize("name", ["real.html", "several.html"])
+@pytest.mark.parametrize("name", ["real.html", "several.html", "compared.html"])
 @pytest.mark.parametrize("width", [320, 360, 1280])
 def test_nothing_is_wider_than_the_screen(browser, page, name, width):
     browser.open(page / name, width=width)
     assert browser.value("document.scrollingElement.scrollWidth <= innerWidth")
     assert browser.value(WIDER) == ""
+
+
+def test_the_table_of_methods_needs_no_scrolling_and_on_a_phone_keeps_their_names(browser, page):
+    browser.open(page / "compared.html", width=1280)
+    assert browser.value("document.querySelectorAll('.scroll').length") == 5
+    assert browser.value("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
+    assert browser.value(f"[...document.querySelectorAll('.wide td')].filter({BROKEN}).map(e => e.innerText)") == []
+    browser.open(page / "compared.html", width=390)
+    left = "document.querySelector('.wide tbody th').getBoundingClientRect().left"
+    before = browser.value(left)
+    browser.value("document.querySelector('.scroll').scrollLeft = 300")
+    assert browser.value("document.querySelector('.scroll').scrollLeft") == 300
+    assert browser.value(left) == before
 
 
 @pytest.mark.parametrize("name", ["real.html", "several.html"])
@@ -73,6 +90,8 @@ def test_light_and_dark_are_readable(browser, page, tmp_path):
 
 
 def test_numbers_stand_to_the_right_and_fit_in_print(browser, page):
+    browser.open(page / "compared.html", width=720, media="print")
+    assert browser.value(PRINTED) == 0
     browser.open(page / "real.html", width=720, media="print")
     assert browser.value(PRINTED) == 0
     assert browser.value("getComputedStyle(document.querySelector('tbody td.n')).textAlign") == "right"

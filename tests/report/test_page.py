@@ -152,11 +152,12 @@ def test_a_trained_network(tmp_path):
     metrics = {
         "label": "zero-shot: trained on synthetic images",
         "learnt": True,
-        "speed": {"images_per_second": 1234.5, "with_reading": 99.0, "device": "cpu", "batch": 256},
+        "speed": {"images_per_second": 1234.5, "seconds_per_image": 0.0101, "device": "cpu", "batch": 256},
     }
     run = make_run(tmp_path / "run", calls=0, settings={}, kind="trained network", metrics=metrics)
     page = check(make_report([run]).html)
-    assert "1,234.5" in page.text
+    assert "the network alone 1,234.5 images per second" in page.text
+    assert "10.1 ms" in page.text
     assert "this measures memory" in page.text
     assert "zero-shot: trained on synthetic images" in page.text
     assert "calls per image" not in page.text

@@ -77,11 +77,13 @@ class Layer:
         path: Of the module in the network.
         number: Its place in the order of execution from 1, which is how Mukhopadhyay et al. count blocks; None for
             modules that are no block.
+        output: Which of its outputs is the image's, where it gives several: a block of text and image gives both.
     """
 
     name: str
     path: str
     number: int | None
+    output: int = 0
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from diffsight.backbones.model_file import is_model_file, read_model_file
 from diffsight.errors import ModelError, nearest
 
 
@@ -62,7 +63,11 @@ def cards() -> dict[str, Card]:
 
 
 def honesty(name: str) -> str | None:
-    """What has to be said beside the numbers of an embedded model, or None for other models."""
+    """What has to be said beside the numbers of an embedded model, or what a model file says; None for other models."""
+    if is_model_file(name) and Path(name).is_file():
+        own = read_model_file(name)
+        notes = [f"{name} says that it was trained on {own.trained_on}."] if own.trained_on else []
+        return " ".join([*notes, *filter(None, [honesty(own.base)])]) or None
     card = cards().get(name)
     if card is None or card.trained_on is None:
         return None

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Dinov2Model
 
@@ -17,10 +15,9 @@ except ImportError:  # as for CLIP
     from transformers import BitImageProcessor as DinoProcessor
 
 from diffsight.backbones.base import resolve_device, resolve_dtype
-from diffsight.backbones.encoder_folders import content_hash, locate
-from diffsight.backbones.folders import one_line
-from diffsight.backbones.opened import frozen, quiet
-from diffsight.backbones.processing import Processor, as_bytes, described, normalised, processed
+from diffsight.backbones.encoder_folders import content_hash, locate, made_size, read_network, reading
+from diffsight.backbones.opened import frozen
+from diffsight.backbones.processing import Processor, as_bytes, described, normalised
 from diffsight.errors import ModelError
 
 
@@ -71,23 +68,13 @@ def load_dinov2(
     """
     where = resolve_device(device)
     chosen = resolve_dtype(dtype, where)
-    folder, revision = locate(str(name), kind="dinov2")
-    provenance = {"revision": revision, "weights": content_hash(folder)}
-    try:
-        with quiet():
-            loaded: Any = Dinov2Model.from_pretrained(
-                folder, use_safetensors=True, dtype=chosen, local_files_only=True, output_loading_info=True
-            )
-            processor = DinoProcessor.from_pretrained(folder, local_files_only=True)
-            side = processed(processor, [Image.new("RGB", (5, 3))]).shape[-2:]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name} in {folder} cannot be loaded: {one_line(error)}") from error
-    model, report = loaded
-    # The mask token is of training alone, and some copies leave it out.
-    if missing := sorted(key for key in report["missing_keys"] if "mask_token" not in key):
-        raise ModelError(
-            f"The weights in {folder} lack {', '.join(missing[:3])} ({len(missing)} in all). Get them again."
-        )
+    folder, _, revision = locate(str(name), kind="dinov2")
+    provenance = {"revision": revision, "weights": content_hash(folder, kind="Dinov2Model")}
+    with reading(name, folder):
+        # The mask token is of training alone, and some copies leave it out.
+        model = read_network(Dinov2Model, folder, chosen, spared="mask_token")
+        processor = DinoProcessor.from_pretrained(folder, local_files_only=True)
+        side = made_size(processor)
     patch = model.config.patch_size
     if side[0] != side[1] or side[0] % patch:
         raise ModelError(

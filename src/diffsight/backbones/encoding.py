@@ -12,7 +12,9 @@ from torch import Tensor
 
 from diffsight.backbones.base import Backbone
 from diffsight.data.images import Images
-from diffsight.errors import ImageError
+from diffsight.errors import ImageError, ModelError
+
+_ENCODED = 2**22  # Pixels that go through a VAE at once: 16 pictures of 512, 4 of 1024.
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -42,12 +44,15 @@ def encode_images(
 
     Yields:
         One item per image, in order.
+
+    Raises:
+        ModelError: If a single image does not fit the device; a group that does not goes through in parts.
     """
     batch: list[tuple[str, torch.Tensor | str]] = []
 
     def encode() -> Iterator[Encoded]:
         good = [item for _, item in batch if not isinstance(item, str)]
-        latents = iter(backbone.encode(torch.stack(good)) if good else ())
+        latents = iter(_latents(backbone, torch.stack(good)) if good else ())
         for id, item in batch:
             failure = item if isinstance(item, str) else None
             yield Encoded(id=id, x0=None if failure else next(latents), failure=failure)
@@ -62,6 +67,26 @@ def encode_images(
         if len(batch) == group:
             yield from encode()
     yield from encode()
+
+
+def _latents(backbone: Backbone, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+    """Encode images, few large ones at a time."""
+    parts = images.split(max(1, _ENCODED // images[0, 0].numel()))
+    return torch.cat([_within_memory(backbone, part) for part in parts])
+
+
+def _within_memory(backbone: Backbone, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+    """Encode images; if the device runs out of memory, in halves."""
+    try:
+        return backbone.encode(images)
+    except torch.OutOfMemoryError as error:
+        if len(images) == 1:
+            raise ModelError(
+                f"{backbone.name} does not fit {backbone.device}: encoding a single image ran out of memory. Free "
+                "memory, or use device 'cpu'."
+            ) from error
+        torch.cuda.empty_cache()
+    return torch.cat([_within_memory(backbone, half) for half in images.chunk(2)])
 
 
 def by_content(

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffsight.errors import ModelError
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
+_FORMS = (".fp16.", ".fp16-", ".non_ema.")  # Of the same weights beside full precision; with a dash in parts of a file.
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -23,14 +25,19 @@ def listed(index: Mapping[str, Any], part: str) -> bool:
 
 
 def weights_hash(folder: Path, parts: tuple[str, ...]) -> str:
-    """SHA-256 over the safetensors files of the named parts and the tokenizer's vocabulary, by content and in order.
+    """SHA-256 over the safetensors files of the named parts and the tokenizers' vocabularies, by content and in order.
 
     Raises:
         ModelError: If a part holds only pickles, or no weights at all.
     """
+    vocabulary = [place / name for place in sorted(folder.glob("tokenizer*")) for name in _VOCABULARIES]
+    return files_hash([*_weight_files(folder, parts), *(path for path in vocabulary if path.exists())])
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """SHA-256 over the SHA-256 of each file, in order."""
     digest = hashlib.sha256()
-    vocabulary = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
-    for file in (*_weight_files(folder, parts), *(path for path in vocabulary if path.exists())):
+    for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
@@ -90,5 +97,5 @@ def _weight_files(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
                 f"pipeline.save_pretrained(FOLDER, safe_serialization=True), and give that folder."
             )
         # A repository may hold the same weights in several precisions: full precision is the reference.
-        plain = [file for file in found if ".fp16." not in file.name and ".non_ema." not in file.name]
+        plain = [file for file in found if not any(form in file.name for form in _FORMS)]
         yield from plain or found

@@ -11,14 +11,17 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.layers import unet_layers
 from diffsight.backbones.opened import Opened, predicted
-from diffsight.backbones.text import Tokens, check_length, tokenize
+from diffsight.backbones.small_memory import visiting
+from diffsight.backbones.text import Tokens, check_length, spelled, tokenize
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule, from_config
 from diffsight.diffusion.transfer import send
+from diffsight.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -125,20 +128,35 @@ class LatentUNet:
     @torch.no_grad()
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            spelled(self.tokenizer, prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         # Stable Diffusion 2's text encoder says itself whether it wants the mask; 1.x was trained without it.
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        states = self.text_encoder(
-            input_ids=tokens.input_ids.to(self.text_encoder.device),
-            attention_mask=mask if mask is None else mask.to(self.text_encoder.device),
-        ).last_hidden_state
+        with visiting(self.text_encoder, self.device):
+            states = self.text_encoder(
+                input_ids=tokens.input_ids.to(self.text_encoder.device),
+                attention_mask=mask if mask is None else mask.to(self.text_encoder.device),
+            ).last_hidden_state
         return states.to(self.device, self.dtype)
 
 
 def open_folder(opened: Opened) -> LatentUNet:
-    """The backbone of a Stable Diffusion folder."""
-    unet, config = opened.denoiser(UNet2DConditionModel, "unet"), opened.scheduler()
+    """The backbone of a Stable Diffusion folder.
+
+    Raises:
+        ModelError: If it is a latent consistency model, or has other noise levels than DDPM's.
+    """
+    check_distillation(opened)
+    config = opened.scheduler()
+    schedule = from_config(config)
+    if schedule.kind != "ddpm":
+        raise ModelError(
+            f"{opened.folder} has noise levels of the kind {schedule.kind!r}, and only DDPM's are known here."
+        )
+    unet = opened.denoiser(UNet2DConditionModel, "unet")
     space = LatentSpace(opened.autoencoder(AutoencoderKL))
     return LatentUNet(
         name=opened.called,
@@ -146,7 +164,7 @@ def open_folder(opened: Opened) -> LatentUNet:
         space=space,
         text_encoder=opened.text_encoder(CLIPTextModel),
         tokenizer=opened.tokenizer(CLIPTokenizer),
-        schedule=from_config(config),
+        schedule=schedule,
         prediction=predicted(config),
         transform=opened.transform(unet.config.sample_size * space.factor, resize="shortest"),
         provenance=opened.provenance,

@@ -3,8 +3,9 @@
 A UNet is a chain of encoder blocks, a middle block and decoder blocks. A block is what guided-diffusion calls one: a
 ResNet, with the attention that follows it, or a change of resolution, which in a decoder belongs to the block before
 it. They are called ``enc.0`` … ``mid`` … ``dec.17`` and, as Mukhopadhyay et al. (2307.08702) count them, ``b1`` …
-``b37``. The blocks of a transformer are ``block.0`` …, from ``b1`` on as well. Any other module that gives a map or
-tokens is called by its native path, such as ``up_blocks.1.attentions.0``.
+``b37``. The blocks of a transformer are ``block.0`` … (of FLUX ``double.0`` … and ``single.0`` …), from ``b1`` on as
+well; where they pass image and text on, what counts is the image. Any other module that gives a map or tokens is called
+by its native path, such as ``up_blocks.1.attentions.0``.
 """
 
 import math
@@ -67,10 +68,22 @@ def _has(module: nn.Module, name: str) -> bool:
     return getattr(module, name, None) is not None
 
 
-def transformer_layers(network: nn.Module, blocks: str = "transformer_blocks") -> tuple[Layer, ...]:
-    """The blocks of a diffusion transformer in the order in which they run."""
+def transformer_layers(
+    network: nn.Module, blocks: str = "transformer_blocks", *, name: str = "block", before: int = 0, output: int = 0
+) -> tuple[Layer, ...]:
+    """The blocks of a diffusion transformer in the order in which they run.
+
+    Args:
+        network: The transformer.
+        blocks: Which of its lists.
+        name: What they are called before their number.
+        before: How many blocks of another list run before them.
+        output: Which of their outputs is the image's.
+    """
     count = len(network.get_submodule(blocks)._modules)
-    return tuple(Layer(name=f"block.{i}", path=f"{blocks}.{i}", number=i + 1) for i in range(count))
+    return tuple(
+        Layer(name=f"{name}.{i}", path=f"{blocks}.{i}", number=before + i + 1, output=output) for i in range(count)
+    )
 
 
 def find_layer(backbone: Backbone, name: str) -> Layer:
@@ -141,17 +154,19 @@ def intermediates(
     """
     found: dict[str, Tensor] = {}
     paths = {layer.path for layer in layers}
+    outputs = {layer.path: layer.output for layer in (*backbone.layers, *layers)}
 
     def adder(path: str, extra: Tensor) -> Callable[..., object]:
         def hook(module: nn.Module, args: object, output: object) -> object:
-            changed = _tensor(path, output) + extra
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            which = outputs.get(path, 0)
+            changed = _tensor(path, output, which) + extra
+            return (*output[:which], changed, *output[which + 1 :]) if isinstance(output, tuple) else changed
 
         return hook
 
     def keeper(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
-            found.setdefault(path, _tensor(path, output))
+            found.setdefault(path, _tensor(path, output, outputs[path]))
             if stop_early and len(found) == len(paths):
                 raise _Enough
 
@@ -263,11 +278,11 @@ class _Shell(nn.Module):
         return self.run(x_t, index, condition)
 
 
-def _tensor(path: str, output: object) -> Tensor:
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(first, Tensor):
+def _tensor(path: str, output: object, which: int) -> Tensor:
+    one = output[which] if isinstance(output, tuple | list) and len(output) > which else output
+    if not isinstance(one, Tensor):
         raise InputError(f"The module {path!r} gives a {type(output).__name__} and no tensor. Choose another layer.")
-    return first
+    return one
 
 
 def _ranges(names: Sequence[str]) -> str:

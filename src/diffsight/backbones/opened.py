@@ -8,9 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffsight.backbones.cards import Card
+from diffsight.backbones.embeddings import ReadEmbedding, add_tokens, add_vectors
 from diffsight.backbones.folders import listed, own_settings, part_folder, read_json
+from diffsight.backbones.loras import ReadLora
+from diffsight.backbones.own_denoiser import read_own
+from diffsight.backbones.small_memory import quantized
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Space
 from diffsight.errors import ModelError
@@ -33,6 +38,10 @@ class Opened:
         provenance: Revision and weights hash, for `Backbone.identity`.
         device: Of the denoiser.
         dtype: Of the denoiser.
+        own_denoiser: A diffusers folder of the network or its weights, instead of the pipeline's.
+        loras: To be fused into the parts.
+        embeddings: Tokens to be taught to tokenizers and text encoders.
+        encoders: How text encoders are kept; see `diffsight.load`.
     """
 
     folder: Path
@@ -42,15 +51,36 @@ class Opened:
     provenance: dict[str, str]
     device: torch.device
     dtype: torch.dtype
+    own_denoiser: Path | None = None
+    loras: tuple[ReadLora, ...] = ()
+    embeddings: tuple[ReadEmbedding, ...] = ()
+    encoders: str | None = None
 
     def has(self, part: str) -> bool:
         """Whether the pipeline has an optional part."""
         return listed(self.index, part)
 
+    def denoiser_folder(self, part: str) -> Path:
+        """Where the denoiser's configuration is."""
+        own = self.own_denoiser
+        return own if own is not None and own.is_dir() else part_folder(self.folder, part)
+
     def denoiser(self, kind: type[Network], part: str) -> Network:
-        """The denoiser, in the precision that was asked for."""
-        place = part_folder(self.folder, part)
-        return frozen(_read(kind, place, use_safetensors=True, torch_dtype=self.dtype), self.device)
+        """The denoiser, in the precision that was asked for, with the user's own weights and LoRA.
+
+        Raises:
+            ModelError: If these do not fit.
+        """
+        # What LoRA adds is small, and would be lost in part where weights are rounded to half precision first.
+        dtype = torch.float32 if self.loras else self.dtype
+        if self.own_denoiser is None:
+            place = part_folder(self.folder, part)
+            network = _read(kind, place, use_safetensors=True, torch_dtype=dtype)
+        else:
+            network = read_own(kind, self.own_denoiser, part_folder(self.folder, part), dtype)
+        for lora in self.loras:
+            lora.fuse(network, part)
+        return frozen(network.to(self.dtype), self.device)
 
     def autoencoder(self, kind: type[Network]) -> Network:
         """The autoencoder, in fp32: see `LatentSpace`."""
@@ -58,7 +88,7 @@ class Opened:
         return frozen(read, self.device)
 
     def text_encoder(self, kind: type[Network], part: str = "text_encoder", *, large: bool = False) -> Network:
-        """A text encoder, in fp32: it runs once for each prompt.
+        """A text encoder, in fp32: it runs once for each prompt. Offloaded it lies in main memory, see `visiting`.
 
         Args:
             kind: Its class.
@@ -67,12 +97,26 @@ class Opened:
                 overflows.
         """
         dtype = torch.bfloat16 if large and self.dtype != torch.float32 else torch.float32
-        read = _read(kind, self.folder / part, use_safetensors=True, dtype=dtype, local_files_only=True)
-        return frozen(read, self.device)
+        options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "local_files_only": True}
+        small = self.encoders in ("8bit", "4bit")
+        if small:
+            options |= quantized(str(self.encoders), self.device)
+        read = _read(kind, self.folder / part, **options)
+        for lora in self.loras:
+            lora.fuse(read, part, quantized=small)
+        if self.embeddings and isinstance(read, PreTrainedModel):
+            tokenizer = self.tokenizer(CLIPTokenizer, part.replace("text_encoder", "tokenizer"))
+            add_vectors(read, part, tokenizer, self.embeddings)
+        if small:
+            return read.eval().requires_grad_(False)
+        return frozen(read, torch.device("cpu") if self.encoders == "offload" else self.device)
 
     def tokenizer(self, kind: type[Part], part: str = "tokenizer") -> Part:
-        """A tokenizer."""
-        return _read(kind, self.folder / part, local_files_only=True)
+        """A tokenizer, which knows the user's own tokens."""
+        tokenizer = _read(kind, self.folder / part, local_files_only=True)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            add_tokens(tokenizer, self.embeddings)
+        return tokenizer
 
     def scheduler(self) -> dict[str, Any]:
         """The configuration of the scheduler.

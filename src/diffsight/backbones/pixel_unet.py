@@ -1,4 +1,7 @@
-"""DDPM and ADM: a UNet on the pixels themselves, unconditional or class-conditional (eps, v or x0 prediction)."""
+"""DDPM, ADM and EDM: a UNet on the pixels themselves, unconditional or class-conditional.
+
+It predicts eps, v or x0 at DDPM's noise levels, or is wrapped in EDM's preconditioning at EDM's.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.classes import class_id
+from diffsight.backbones.edm import Preconditioning, preconditioning
 from diffsight.backbones.folders import own_settings
 from diffsight.backbones.layers import unet_layers
 from diffsight.backbones.opened import Opened, predicted
@@ -26,11 +30,16 @@ from diffsight.errors import ModelError, PromptError
 class PixelUNet:
     """The backbone of a ``DDPMPipeline`` or ``DDIMPipeline``; made by `diffsight.load`.
 
+    EDM's levels are known by the folder's scheduler, whichever of these pipelines it names.
+
     ``x0`` is the image in [-1, 1]; a network with one channel sees one of the three equal ones of a grey image.
 
     A class-conditional ``UNet2DModel`` does not say whether one of its classes is the null class of classifier-free
     guidance. Where ``diffsight.json`` says so (``{"null_class": 1000}``), that is the condition's null member and never
     a candidate. Without it there is no null member, and only what needs one is refused.
+
+    Attributes:
+        edm: How the network is wrapped, where the noise levels are EDM's.
 
     Raises:
         ModelError: If the network is of a sort whose outputs would be misread.
@@ -40,6 +49,7 @@ class PixelUNet:
     unet: UNet2DModel
     schedule: Schedule
     prediction: Space
+    edm: Preconditioning | None = None
     transform: ImageTransform
     class_names: tuple[str, ...]
     null_class: int | None
@@ -108,9 +118,13 @@ class PixelUNet:
                 f"{self.name} is class-conditional and has no null class, which this needs: name a class, or write "
                 f'{{"null_class": ID}} into its diffsight.json if one of its classes was trained as that.'
             )
-        timestep = send(self.schedule.timesteps[index.cpu()].long(), x_t.device)
-        output = self.unet(x_t.to(self.dtype), timestep, class_labels=labels).sample.float()
         alpha, sigma = self.schedule.at(index, like=x_t)
+        times = self.schedule.timesteps[index.cpu()]
+        timestep = send(times.long() if self.edm is None else times.float(), x_t.device)
+        fed = x_t if self.edm is None else self.edm.scaled(x_t, sigma)
+        output = self.unet(fed.to(self.dtype), timestep, class_labels=labels).sample.float()
+        if self.edm is not None:
+            output = self.edm.noise(output, x_t, sigma)
         log_variance = None
         if self.learned_variance:
             output, factor = output.chunk(2, dim=1)
@@ -128,7 +142,7 @@ class PixelUNet:
         return {
             **self.provenance,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "prediction": self.prediction,
+            "prediction": self.prediction if self.edm is None else str(self.edm),
             "null_class": str(self.null_class),
             "schedule": self.schedule.fingerprint(),
             "transform": str(self.transform.to_dict()),
@@ -140,8 +154,10 @@ class PixelUNet:
         classes = config.num_class_embeds
         if config.time_embedding_type == "fourier":
             yield "its Fourier time embedding belongs to variance-exploding models, which are not known here"
-        if self.schedule.kind != "ddpm":
-            yield f"its noise levels are of the kind {self.schedule.kind!r}, and only DDPM's are known here"
+        if self.schedule.kind != ("ddpm" if self.edm is None else "edm"):
+            yield f"its noise levels are of the kind {self.schedule.kind!r}, and only DDPM's and EDM's are known here"
+        if self.edm is not None and self.learned_variance:
+            yield "its network predicts a variance as well, which models with EDM's noise levels have not"
         if config.class_embed_type is not None:
             yield f"class_embed_type {config.class_embed_type!r} takes something else than class ids"
         if config.in_channels not in (1, 3):
@@ -157,7 +173,7 @@ class PixelUNet:
 
 
 def open_folder(opened: Opened) -> PixelUNet:
-    """The backbone of a DDPM, DDIM or ADM folder.
+    """The backbone of a DDPM, DDIM, ADM or EDM folder.
 
     Raises:
         ModelError: If its size or the form of its variance is not known.
@@ -172,13 +188,15 @@ def open_folder(opened: Opened) -> PixelUNet:
     if height is None or height != width:
         found = "of unknown size (unet/config.json has no sample_size)" if height is None else f"of {height}×{width}"
         raise ModelError(f"{opened.folder} draws images {found}; they must be square and known.")
+    edm = preconditioning(config)
     null = own_settings(opened.folder).get("null_class")
     labels = opened.index.get("id2label") or {}
     return PixelUNet(
         name=opened.called,
         unet=unet,
         schedule=from_config(config),
-        prediction=predicted(config),
+        prediction=predicted(config) if edm is None else "eps",
+        edm=edm,
         transform=opened.transform(height, resize="adm", grayscale=unet.config.in_channels == 1),
         class_names=tuple(str(labels.get(str(i), i)) for i in range(unet.config.num_class_embeds or 0) if i != null),
         null_class=null,

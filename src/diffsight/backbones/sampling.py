@@ -23,7 +23,7 @@ from diffsight.errors import InputError, NumericsError, nearest
 SAMPLERS: Mapping[str, str] = {
     "ddim": "DDIM as in CompVis's code (2010.02502)",
     "dpm++": "DPM-Solver++ of order 2, multistep (2211.01095)",
-    "euler": "Euler's method on the probability flow (2206.00364), the one for rectified flows",
+    "euler": "Euler's method on the probability flow (2206.00364), the one for rectified flows and EDM",
 }
 # "leading" is CompVis's spacing; DPM-Solver++'s own is "linspace", whose steps must be whole numbers.
 _SPACINGS = {"ddim": "leading", "dpm++": "linspace", "euler": "leading"}
@@ -181,8 +181,14 @@ def _plan(schedule: Schedule, sampler: Sampler, name: str) -> _Path:
     if sampler.steps > largest:
         raise InputError(f"{name} has {len(schedule)} noise levels: at most {largest} steps; got {sampler.steps}.")
     if schedule.kind == "flow":
-        return _flow(schedule, sampler, name)
-    if schedule.kind != "ddpm" or not torch.equal(schedule.timesteps, torch.arange(len(schedule)).double()):
+        # Even steps from the level of pure noise, which the schedule's shift makes uneven.
+        levels = np.round(np.arange(len(schedule), 0, -len(schedule) / sampler.steps))[: sampler.steps] - 1
+        return _along_sigma(schedule, sampler, name, levels.astype(np.int64))
+    if schedule.kind == "edm":
+        # Even steps of Karras et al.'s ramp (eq. 5), and from the smallest sigma to none.
+        levels = np.round(np.linspace(largest, 0, sampler.steps))
+        return _along_sigma(schedule, sampler, name, levels.astype(np.int64))
+    if not torch.equal(schedule.timesteps, torch.arange(len(schedule)).double()):
         raise InputError(f"{name} has noise levels of the kind {schedule.kind!r}, which no sampler here knows yet.")
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
@@ -216,17 +222,24 @@ def _plan(schedule: Schedule, sampler: Sampler, name: str) -> _Path:
     )
 
 
-def _flow(schedule: Schedule, sampler: Sampler, name: str) -> _Path:
-    """Euler's method from the level of pure noise, in even steps of the schedule, which its shift makes uneven."""
+def _along_sigma(schedule: Schedule, sampler: Sampler, name: str, levels: np.ndarray) -> _Path:
+    """Euler's method along sigma: the slope of x there is what the network says, the flow or EDM's eps (eq. 1, 3)."""
+    flows = schedule.kind == "flow"
     if sampler.name != "euler":
-        raise InputError(f"{name} is a rectified flow, which the sampler {sampler.name!r} does not know. Use 'euler'.")
+        what = "is a rectified flow" if flows else "has EDM's noise levels"
+        raise InputError(f"{name} {what}, which the sampler {sampler.name!r} does not know. Use 'euler'.")
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    count = len(schedule)
-    levels = np.round(np.arange(count, 0, -count / sampler.steps)).astype(np.int64)[: sampler.steps] - 1
-    scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=count, shift=1.0)
-    scheduler.set_timesteps(sigmas=schedule.sigma[torch.from_numpy(levels)].tolist())
-    return _Path(scheduler=scheduler, levels=tuple(levels.tolist()), view="flow", start=1.0, scaled=False)
+    sigmas = schedule.sigma[torch.from_numpy(levels)].tolist()
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=len(schedule), shift=1.0)
+    scheduler.set_timesteps(sigmas=sigmas)
+    return _Path(
+        scheduler=scheduler,
+        levels=tuple(levels.tolist()),
+        view="flow" if flows else "eps",
+        start=1.0 if flows else (sigmas[0] ** 2 + 1) ** 0.5,  # Under EDM's noise there is an image, of variance 1.
+        scaled=False,
+    )
 
 
 def _clipped(prediction: Prediction) -> Prediction:

@@ -24,6 +24,7 @@ from diffsight.cli import (
     probing,
     report,
     rescore,
+    robustness,
     search,
     synthesize,
     train,
@@ -47,6 +48,7 @@ app.command()(compare.compare)
 app.command()(train.train)
 app.command()(networks.export)
 app.command()(rescore.rescore)
+app.command()(robustness.robustness)
 app.command()(report.report)
 app.command("ls")(ls.ls)
 app.command()(validate.validate)

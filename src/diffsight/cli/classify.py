@@ -63,6 +63,7 @@ def classify(
     batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    compile: options.Compile = None,
     limit: options.Limit = None,
     top: Annotated[int, typer.Option(min=1, metavar="K", help="How many classes to name for each image.")] = 2,
     as_json: options.Json = False,
@@ -85,7 +86,7 @@ def classify(
             seed=seed,
         )
         names = _names(model, classes, classes_file, prompts, templates, samples=samples)
-        backbone = options.load_model(model, device, dtype)
+        backbone = options.load_model(model, device, dtype, compile=compile)
         options.check_templates(backbone, templates)
 
         from diffsight.zero_shot.classifier import DEFAULT_TEMPLATE, DiffusionClassifier

@@ -198,6 +198,8 @@ def _write_page(result: Mapping[str, Any], out: Path) -> Path | None:
 
 
 def _show(result: Mapping[str, Any]) -> None:
+    from diffsight.evaluation.comparing.rows import labels_of
+
     seeds, rows = len(result["seeds"]), result["rows"]
     lines = [["labels", "method", "accuracy", "interval", "coverage", "calls", "ms/image", "GFLOPs", "GB", "protocol"]]
     for row in rows:
@@ -226,7 +228,7 @@ def _show(result: Mapping[str, Any]) -> None:
     spread = f", ±: deviation over {seeds} seeds" if any(row["sd"] is not None for row in rows) else ""
     output.show(f"In brackets: 95 % intervals{spread}. Calls, time and GFLOPs: of an image on {result['device']}.")
     for one in result["recommendations"]:
-        output.show(f"With {one['labels']} labels of each class take {one['method']}: {one['reason']}")
+        output.show(f"With {labels_of(one['labels'])} take {one['method']}: {one['reason']}")
     for note in result["notes"]:
         output.show(note)
 

@@ -43,6 +43,7 @@ def evaluate(
     batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    compile: options.Compile = None,
     adapt_bn: Annotated[
         bool,
         typer.Option(
@@ -73,6 +74,7 @@ def evaluate(
         "ensemble": ensemble,
         "batch-size": batch_size,
         "dtype": dtype,
+        "compile": compile,
     }
     if networks.is_network(model):
         networks.refuse_scoring([name for name, value in given.items() if value is not None])
@@ -125,7 +127,7 @@ def evaluate(
             seed=seed,
         )
         prompts = templates or (chosen.presets.get(preset) if preset else None)
-        backbone = options.load_model(model, device, dtype)
+        backbone = options.load_model(model, device, dtype, compile=compile)
         options.check_templates(backbone, templates)
         job = runner.make_job(chosen, backbone, settings=settings, templates=prompts, limit=limit, root=root)
         rows = options.batch_rows(backbone, batch_size)

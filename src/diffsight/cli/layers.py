@@ -10,7 +10,9 @@ from diffsight.cli import options, output
 def layers(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A model of 'diffsight ls models', hf:ORG/REPO[@REVISION], or a folder."),
+        typer.Argument(
+            metavar="MODEL", help="A model of 'diffsight ls models', hf:ORG/REPO[@REVISION], a folder or a model file."
+        ),
     ] = "tiny-fashion",
     *,
     device: options.Device = None,

@@ -106,7 +106,7 @@ def fit(
 
 
 def _accuracy(matcher: "ImageTextMatcher", queries: Sequence["Query"]) -> dict[str, Any]:
-    from diffsight.evaluation.matching_metrics import judge, summarize
+    from diffsight.evaluation.metrics.matching import judge, summarize
 
     outcomes = [
         judge(query, found.scores, failure=found.failure)

@@ -149,7 +149,7 @@ def _measure(
             chosen = replace(chosen, split=split)
         jobs = open_jobs(chosen)
         if out is None or dry_run:
-            _show_cost(jobs, as_json=as_json)
+            show_cost(jobs, as_json=as_json)
             return 0
         if adapt:
             jobs = [trained.adapted(job) for job in jobs]
@@ -182,10 +182,7 @@ def _show_extra(metrics: Mapping[str, Any]) -> None:
         count = len(metrics["seeds"])
         output.show(f"{count} networks: {metrics['mean']:.1%} ± {metrics['sd']:.1%} (above: the first)")
     speed = metrics["speed"]
-    output.show(
-        f"{speed['images_per_second']:,.0f} images/s on {speed['device']}, {speed['with_reading']:,.0f} with reading "
-        "and resizing"
-    )
+    output.show(f"The network alone: {speed['images_per_second']:,.0f} images/s")
 
 
 def _note(metrics: Mapping[str, Any]) -> str:
@@ -195,7 +192,26 @@ def _note(metrics: Mapping[str, Any]) -> str:
     return f"Protocol: {metrics['label']}. THE NETWORK LEARNT FROM THESE VERY IMAGES: this is no test."
 
 
-def _show_cost(jobs: Sequence["TrainedJob"], *, as_json: bool) -> None:
+def open_job(
+    task: "Task", model: str, *, dtype: str | None, limit: int | None, root: Path | None, device: str | None
+) -> "TrainedJob":
+    """A task with a trained network, the first of several seeds, or with a baseline.
+
+    Raises:
+        DiffsightError: If one of them cannot be had, or they have other classes.
+    """
+    if is_network(model):
+        from diffsight.evaluation.recognisers import load_recognisers
+        from diffsight.evaluation.trained import make_trained_job
+
+        refuse_scoring(["dtype"] if dtype is not None else [])
+        return make_trained_job(task, load_recognisers(model, device=device)[0], limit=limit, root=root)
+    from diffsight.evaluation.baselines import make_baseline_job
+
+    return make_baseline_job(task, model, limit=limit, root=root, device=device, dtype=dtype)
+
+
+def show_cost(jobs: Sequence["TrainedJob"], *, as_json: bool) -> None:
     """Recognise a few images, and say what all would cost."""
     from diffsight.evaluation.trained import pace
 

@@ -26,7 +26,8 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="A model of 'diffsight ls models', hf:ORG/REPO[@REVISION], or a folder in diffusers' format.",
+        help="A model of 'diffsight ls models', hf:ORG/REPO[@REVISION], a folder in diffusers' format, or "
+        "a model file (.yaml).",
     ),
 ]
 Preset = Annotated[
@@ -64,6 +65,14 @@ Device = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(metavar="NAME", help="fp32, bf16 or fp16 (default: bf16 on a GPU that has it, else fp32).")
 ]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        metavar="MODE",
+        help="torch.compile the denoiser: default, reduce-overhead or max-autotune; for long runs (default: do not).",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images (default: all).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables (default: tables).")]
 DryRun = Annotated[
@@ -72,19 +81,30 @@ DryRun = Annotated[
 ]
 
 
-def load_model(name: str, device: str | None, dtype: str | None) -> "Backbone":
+def load_model(name: str, device: str | None, dtype: str | None, *, compile: str | None = None) -> "Backbone":
     """Load a model; only a download may show a progress bar.
+
+    Args:
+        name: Of the model.
+        device: Where it runs.
+        dtype: In which precision.
+        compile: A mode of torch.compile, see `speed_up`.
 
     Raises:
         ModelError: If it cannot be loaded.
-        InputError: If the device or dtype does not exist.
+        InputError: If the device, dtype or mode does not exist.
     """
     from diffsight.backbones import cards, load
 
     known = cards().get(name)
     if not (name.startswith("hf:") or (known and known.repo)):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it, too, for "Loading weights".
-    return load(name, device=device, dtype=dtype)
+    backbone = load(name, device=device, dtype=dtype)
+    if compile is None:
+        return backbone
+    from diffsight.backbones.speed import speed_up
+
+    return speed_up(backbone, compile=compile)
 
 
 def check_templates(backbone: "Backbone", templates: Sequence[str] | None) -> None:

@@ -240,7 +240,14 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
         if metrics[key] is not None
     ]
     rows = rows or [("accuracy", "not known: the images have no labels")]
+    if (cues := metrics.get("cue_conflict")) is not None:
+        rows.append(("shape accuracy", _known(cues["shape_accuracy"])))
+        rows.append(("texture accuracy", _known(cues["texture_accuracy"])))
+        decided = f"of {cues['shape'] + cues['texture']} answers that are one of the two"
+        rows.append(("shape bias", f"{_known(cues['shape_bias'])} {decided}"))
     rows.append(("calls per image", f"{calls['mean']:,.1f} (median {calls['median']:,.0f}, 95 % {calls['p95']:,.0f})"))
+    if (seconds := metrics.get("speed", {}).get("seconds_per_image")) is not None:
+        rows.append(("time per image", f"{1000 * seconds:,.3g} ms on {metrics['speed']['device']}, with reading it"))
     rows.append(("coverage", f"{metrics['scored']} of {metrics['images']} images, {metrics['failed']} failed"))
     rows.append(("ties", str(metrics["ties"])))
     if calibration is not None:
@@ -248,6 +255,10 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
     show(table(rows))
     if metrics["value"] is not None:
         show("* what this task reports. In brackets: 95 % intervals.")
+
+
+def _known(value: Mapping[str, float] | None) -> str:
+    return "not known" if value is None else _share(value)
 
 
 def _share(value: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from diffsight.errors import InputError
 
 if TYPE_CHECKING:
     from diffsight.evaluation.learned_weights import LearnedWeights
-    from diffsight.evaluation.paired import PairedComparison
+    from diffsight.evaluation.metrics.paired import PairedComparison
 
 
 def rescore(
@@ -94,7 +94,7 @@ def rescore(
     the result is not zero-shot, and says so.
     """
     with output.interruptible("The run is as it was."):
-        from diffsight.evaluation.paired import compare_answers, read_answers
+        from diffsight.evaluation.metrics.paired import compare_answers, read_answers
         from diffsight.evaluation.rescoring import Changes, rescore_run
 
         options.check_names(loss=loss, weighting=weighting, ensemble=ensemble)

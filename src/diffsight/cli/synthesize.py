@@ -68,6 +68,7 @@ def synthesize(
     batch_size: options.BatchSize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    compile: options.Compile = None,
     as_json: options.Json = False,
     dry_run: Annotated[
         bool,
@@ -111,7 +112,7 @@ def synthesize(
         )
         # Refuses what cannot be before a model is loaded.
         settings = replace(settings, trick=make_trick(trick, trick_options), seed=seed, filters=filters, format=format_)
-        backbone = options.load_model(model or paper_model, device, dtype)
+        backbone = options.load_model(model or paper_model, device, dtype, compile=compile)
         said: list[str] = []
         if preset is None:
             fitting, said = given.make_fitting_trick(trick, trick_options, backbone, named.names)

@@ -19,8 +19,8 @@ from sklearn.model_selection import GroupKFold
 
 from diffsight.data.queries import Picture, Query, picture_identity
 from diffsight.errors import ImageError, InputError
-from diffsight.evaluation.matching_metrics import Measure, judge, mean_of_shares
-from diffsight.evaluation.metrics import Estimate
+from diffsight.evaluation.metrics.accuracy import Estimate, mean_of_shares
+from diffsight.evaluation.metrics.matching import Measure, judge
 
 FEWEST_QUERIES = 20  # with fewer, the interval spans half of all that is possible
 FEWEST_TO_TRAIN = 10
@@ -57,7 +57,7 @@ def blind_baseline(queries: Iterable[Query], *, folds: int = 5, level: float = 0
 
     The model is a logistic regression on the TF-IDF of words and pairs of words and on the length, both relative to the
     other texts of the query, which says of each text whether it is right. The best of a query is its answer; a tie
-    counts as in `matching_metrics`. Words are runs of letters and digits, so it reads little in scripts without spaces.
+    counts as in `metrics.matching`. Words are runs of letters and digits, so it reads little in scripts without spaces.
 
     No text (as words, whatever its case and punctuation) and no image (file, or pixels) that a model is tested with was
     in its training. Queries that share one, or are linked by others that do, are tested together. Where this would

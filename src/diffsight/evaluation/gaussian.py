@@ -8,7 +8,7 @@ from typing import Any
 from diffsight.data.sources import open_source
 from diffsight.errors import InputError
 from diffsight.evaluation.embedding import Embedder
-from diffsight.evaluation.metrics import summary
+from diffsight.evaluation.metrics.summary import summary
 from diffsight.evaluation.task import Task
 from diffsight.synthesis.gaussian import GaussianClassifier
 from diffsight.synthesis.training_set import TrainingSet, match_classes

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -126,6 +126,7 @@ def _of(manifest: Manifest, *, licence: str = "not stated", citation: str = "") 
     )
 
 
+@lru_cache(maxsize=4)  # Seconds to draw, always the same, and asked for again by every step of a session.
 def _binding(name: str, tests: tuple[str, ...], count: int) -> MatchTask:
     """Each test's examples; the right candidate is first in every second one."""
     queries = []

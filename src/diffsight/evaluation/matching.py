@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diffsight.backbones.clip import ClipEncoder
+from diffsight.backbones.dual import DualEncoder
 from diffsight.evaluation.blind import blind_baseline
 from diffsight.evaluation.match_tasks import MatchTask
-from diffsight.evaluation.matching_metrics import Outcome, judge, summarize
+from diffsight.evaluation.metrics.matching import Outcome, judge, summarize
 from diffsight.matching.adapters import fingerprint
 from diffsight.matching.leak import NOT_VALID, check_batches
 from diffsight.matching.matcher import TOGETHER, ImageTextMatcher, Match
@@ -36,7 +36,7 @@ class MatchJob:
     def manifest(self) -> Manifest:
         """The run's fingerprint, and what else is worth recording."""
         model = self.matcher.model
-        clip = isinstance(model, ClipEncoder)
+        clip = isinstance(model, DualEncoder)
         fields = {
             "task": {"name": self.task.name, "version": self.task.version},
             "queries": {"count": len(self.task.queries), "content": self.task.fingerprint()},

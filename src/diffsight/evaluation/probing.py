@@ -15,7 +15,8 @@ from diffsight.data.corruptions import split_change
 from diffsight.data.sources import Source, open_source
 from diffsight.data.splits import few_shot, fraction, hold_out
 from diffsight.errors import InputError
-from diffsight.evaluation.metrics import summary
+from diffsight.evaluation.metrics.cost import speed
+from diffsight.evaluation.metrics.summary import summary
 from diffsight.evaluation.task import Task
 from diffsight.features.cache import FeatureCache, extract
 from diffsight.features.extraction import Extraction, unaugmented
@@ -148,7 +149,7 @@ def probe_task(
     test = features("test images", parts.test, unaugmented(extraction))
     extracted = perf_counter() - started
     heads: list[FittedHead] = []
-    reports = []
+    reports, applied = [], 0.0
     for seed, rows in enumerate(chosen):
         here = np.flatnonzero(np.isin(union[train.positions], rows))
         heads.append(
@@ -162,7 +163,10 @@ def probe_task(
                 device=extraction.backbone.device,
             )
         )
-        reports.append(_report(heads[-1].logits(test), test, parts, extraction, metric))
+        began = perf_counter()
+        logits = heads[-1].logits(test)
+        applied = applied or perf_counter() - began  # of the head that is kept
+        reports.append(_report(logits, test, parts, extraction, metric))
     return Measured(
         metrics={
             **reports[0],
@@ -177,6 +181,9 @@ def probe_task(
             },
             "denoiser_calls": calls,
             "seconds": {"features": extracted, "heads": perf_counter() - started - extracted},
+            "speed": speed(
+                None if test.seconds is None else test.seconds + applied, len(test), str(extraction.backbone.device)
+            ),
         },
         head=heads[0],
     )

@@ -11,8 +11,8 @@ from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
 from diffsight.evaluation import calibrating
 from diffsight.evaluation.learned_weights import ORACLE, PROTOCOL, LearnedWeights
-from diffsight.evaluation.metrics import confidence_metrics, summary
-from diffsight.evaluation.paired import Answers, asked
+from diffsight.evaluation.metrics.paired import Answers, asked
+from diffsight.evaluation.metrics.summary import confidence_metrics, summary
 from diffsight.evaluation.stored import StoredErrors as StoredErrors
 from diffsight.evaluation.stored import StoredRun, open_stored
 from diffsight.evaluation.stored import read_errors as read_errors

@@ -17,7 +17,9 @@ from diffsight.data.class_folders import id_prompts
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source
 from diffsight.errors import InputError
-from diffsight.evaluation.metrics import summary
+from diffsight.evaluation.cues import cues_of_run
+from diffsight.evaluation.metrics.cost import speed
+from diffsight.evaluation.metrics.summary import summary
 from diffsight.evaluation.task import Task
 from diffsight.scoring.engine import Engine, Scored
 from diffsight.store.manifest import session
@@ -174,7 +176,8 @@ def evaluate(
         progress: Called after each batch.
 
     Returns:
-        The metrics, which are also in ``metrics.json``.
+        The metrics of `summary`, which are also in ``metrics.json``; and ``speed``, of all sessions up to their last
+        commits, with reading and encoding the images and without loading the model.
 
     Raises:
         RunError: If the directory belongs to another job, is damaged, in use, or the disk refuses. What was committed
@@ -185,18 +188,22 @@ def evaluate(
         if state := run.state():
             engine.restore(state)
         if run.commits == 0:
-            run.commit({"schedule": _schedule_table(job.setup)}, progress={"finished": 0})
-        images = run.progress["finished"]
+            run.commit({"schedule": _schedule_table(job.setup)}, progress={"finished": 0, "seconds": 0.0})
+        images, spent = run.progress["finished"], run.progress.get("seconds")
         finished: list[Scored] = []
         labels = dict(zip(job.source.ids, job.source.labels or itertools.repeat(None), strict=False))
 
         def commit() -> None:
-            nonlocal images
+            nonlocal images, spent, began
             finished.extend(engine.drain())
             images += len(finished)
-            _commit(run, job.setup, engine, finished, labels, images)
+            now = time.perf_counter()
+            spent = None if spent is None else spent + now - began
+            _commit(run, job.setup, engine, finished, labels, progress={"finished": images, "seconds": spent})
             finished.clear()
+            began = time.perf_counter()  # the disk does not count
 
+        began = time.perf_counter()
         for batch, scored in enumerate(engine.run(_stream(job, engine.admitted)), start=1):
             finished.extend(scored)
             if progress is not None:
@@ -205,7 +212,7 @@ def evaluate(
                 commit()
         if finished:
             commit()
-        metrics = _metrics(run, job.task, job.setup.prompts)
+        metrics = _metrics(run, job)
         run.finish(metrics)
         return metrics
 
@@ -229,14 +236,14 @@ def _commit(
     engine: Engine,
     finished: Sequence[Scored],
     labels: Mapping[str, int | None],
-    images: int,
+    progress: Mapping[str, Any],
 ) -> None:
     good = [scored for scored in finished if scored.failure is None]
     run.commit(
         {"errors": _error_table(good, engine.scorer.losses), "predictions": _prediction_table(good, setup, labels)},
         failures=[{"id": s.id, "reason": s.failure, "calls": s.calls} for s in finished if s.failure is not None],
         state=engine.snapshot(),
-        progress={"finished": images, "calls": engine.calls},
+        progress={**progress, "calls": engine.calls},
     )
 
 
@@ -278,17 +285,19 @@ def _schedule_table(setup: Setup) -> pa.Table:
     )
 
 
-def _metrics(run: Run, task: Task, prompts: PromptSet) -> dict[str, Any]:
-    table = run.read("predictions")
-    failures = run.failures()
-    probabilities = np.array(table["probabilities"].to_pylist()).reshape(table.num_rows, len(prompts.class_names))
-    return summary(
+def _metrics(run: Run, job: Job) -> dict[str, Any]:
+    table, classes = run.read("predictions"), job.setup.prompts.class_names
+    probabilities = np.array(table["probabilities"].to_pylist()).reshape(table.num_rows, len(classes))
+    report = summary(
         labels=table["label"].to_pylist(),
         predictions=table["prediction"].to_pylist(),
         probabilities=probabilities,
         ties=table["tie"].to_pylist(),
         calls=table["calls"].to_pylist(),
-        failures=len(failures),
-        class_names=prompts.class_names,
-        metric=task.metric,
+        failures=len(run.failures()),
+        class_names=classes,
+        metric=job.task.metric,
     )
+    cues = cues_of_run(job.task.source, table.select(["id", "prediction", "tie"]).to_pydict(), classes)
+    spent = speed(run.progress.get("seconds"), table.num_rows, str(job.setup.backbone.device))
+    return report | cues | {"speed": spent}

@@ -17,7 +17,7 @@ from diffsight.data.sources import SCHEMES, Source, open_source
 from diffsight.data.splits import few_shot
 from diffsight.errors import InputError
 from diffsight.evaluation.embedding import Embedded, Embedder
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.metrics.accuracy import wilson
 from diffsight.evaluation.task import load_task
 from diffsight.synthesis import diversity
 from diffsight.synthesis.dataset import read_synthetic

@@ -31,7 +31,7 @@ from pathlib import Path
 from diffsight.data.corruptions import split_change
 from diffsight.data.folder_sets import known_names
 from diffsight.errors import InputError, PromptError, SourceError, nearest
-from diffsight.evaluation.metrics import Metric
+from diffsight.evaluation.metrics.accuracy import Metric
 from diffsight.evaluation.task_file import OPTIONAL, REQUIRED, check_value, read_task
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)

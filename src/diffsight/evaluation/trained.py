@@ -12,7 +12,9 @@ import torch
 
 from diffsight.data.sources import Sample, Source, open_source
 from diffsight.errors import ImageError, InputError
-from diffsight.evaluation.metrics import summary
+from diffsight.evaluation.cues import cues_of_run
+from diffsight.evaluation.metrics.cost import speed
+from diffsight.evaluation.metrics.summary import summary
 from diffsight.evaluation.recognisers import Recogniser, device_of
 from diffsight.evaluation.task import Task
 from diffsight.store.manifest import session
@@ -111,8 +113,8 @@ def evaluate_trained(
         progress: Called with images that are done and all images.
 
     Returns:
-        The metrics of `summary`, which are also in ``metrics.json``. An image costs no denoiser call; ``speed`` has
-        images per second, of the network alone and with reading and resizing, and where that was measured.
+        The metrics of `summary`, which are also in ``metrics.json``. An image costs no denoiser call; ``speed`` has, as
+        well as the time with reading and resizing, ``images_per_second`` of the network alone, in batches of ``batch``.
 
     Raises:
         RunError: If the directory belongs to another job, is damaged, in use, or the disk refuses.
@@ -245,13 +247,14 @@ def _metrics(run: Run, job: TrainedJob) -> dict[str, Any]:
         class_names=job.classes,
         metric=job.task.metric,
     )
-    return report | {
-        "label": job.model.label,
-        "learnt": job.learnt,
-        "speed": {
-            "images_per_second": scored / max(spent["network"], 1e-9),
-            "with_reading": scored / max(spent["all"], 1e-9),
-            "device": device_of(job.model),
-            "batch": GROUP,
-        },
-    }
+    cues = cues_of_run(job.task.source, table.select(["id", "prediction", "tie"]).to_pydict(), job.classes)
+    return (
+        report
+        | cues
+        | {
+            "label": job.model.label,
+            "learnt": job.learnt,
+            "speed": speed(spent["all"], scored, device_of(job.model))
+            | {"images_per_second": scored / max(spent["network"], 1e-9), "batch": GROUP},
+        }
+    )

@@ -4,6 +4,7 @@
 
     manifest.json                  what the numbers depend on: the model, the layers, the noise, the images, …
     shard-00003.safetensors        some hundred images: for each column (images, views, channels, height, width)
+    seconds.json                   how long that took
 
 A shard says in its header which images it holds, which failed and why, and to which manifest it belongs. A cache is
 complete when its shards reach the last image. In a directory of caches each has the name of its fingerprint, so that
@@ -12,6 +13,7 @@ another model, layer, dtype or photograph finds another cache, and never a stale
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,11 +35,13 @@ from diffsight.errors import ImageError, InputError, NumericsError, RunError
 from diffsight.features.extraction import GROUP, Chunk, Extraction, Failure
 from diffsight.store.disk import damaged, digest, lock, make, put, to_json, writing
 from diffsight.store.manifest import Manifest, check_same, read_manifest, write_manifest
+from diffsight.store.stopwatch import FILE, Stopwatch
 
 VERSION = 1  # Raised with every change that changes numbers.
 STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
 _SHARD_BYTES = 64 * 2**20
 _SHARD_IMAGES = 4096
+_TIMED = "extraction"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,6 +71,11 @@ class FeatureCache:
     def views(self) -> int:
         """Feature vectors of each image in a column."""
         return next(iter(self.shapes.values()))[0]
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time that they took, with reading the images; None where it was not recorded."""
+        return Stopwatch(self.path / FILE).spent(_TIMED) or None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -163,12 +172,14 @@ def extract(
         number, start = len(done), done[-1]["stop"] if done else 0
         begun, size = start, shard_images(extraction, kept_as) if start < len(items) else 0
         while start < len(items):
-            chunks = []
+            chunks, started = [], time.perf_counter()
             for chunk in extraction.run(items, batch_size=batch_size, start=start, stop=start + size):
                 chunks.append(chunk)
                 if progress is not None:
                     progress(chunk.stop, (chunk.stop - begun) * extraction.calls_per_image)
+            seconds = time.perf_counter() - started
             _write(_shard(path, number), chunks, manifest.fingerprint, kept_as)
+            Stopwatch(path / FILE).add(_TIMED, seconds)
             number, start = number + 1, chunks[-1].stop
     finally:
         held.close()

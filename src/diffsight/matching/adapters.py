@@ -100,14 +100,14 @@ def with_prompt(condition: Condition, prompt: Float[Tensor, "tokens width"]) -> 
     if states is None or states.shape[-1] != prompt.shape[-1]:
         raise InputError("Prompt tokens need a model that reads texts as tokens of the same width. Fit 'weights'.")
 
-    def longer(states: Tensor) -> Tensor:
-        return torch.cat([prompt.to(states).expand(len(states), -1, -1), states], dim=1)
+    def longer(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        states, mask = given["encoder_hidden_states"], given.get("encoder_attention_mask")
+        more = {"encoder_hidden_states": torch.cat([prompt.to(states).expand(len(states), -1, -1), states], dim=1)}
+        if mask is not None:  # Of a model that does not see the padding: it sees the new tokens.
+            more["encoder_attention_mask"] = nn.functional.pad(mask, (len(prompt), 0), value=1)
+        return {**given, **more}
 
-    return replace(
-        condition,
-        tensors={**condition.tensors, "encoder_hidden_states": longer(states)},
-        null={**condition.null, "encoder_hidden_states": longer(condition.null["encoder_hidden_states"])},
-    )
+    return replace(condition, tensors=longer(condition.tensors), null=longer(condition.null))
 
 
 def model_identity(backbone: Backbone) -> dict[str, str]:

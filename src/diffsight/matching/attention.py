@@ -216,8 +216,7 @@ def reading(
             norms: list[Any] = [
                 getattr(module, name) for name in ("norm_q", "norm_added_k" if layer.joint else "norm_k")
             ]
-            split = (_heads(x, layer.heads) for x in (query, key))
-            query, key = (x if norm is None else norm(x) for x, norm in zip(split, norms, strict=True))
+            query, key = (_ready(x, norm, layer.heads) for x, norm in zip((query, key), norms, strict=True))
             state.pooled[layer.path] = pool(query, key)
 
         return hook
@@ -266,6 +265,15 @@ class AttentionProbe:
         # Learned prompt tokens stand before those of the text, and count with it.
         extra = key.shape[2] - tokens.shape[1]
         return self.pooling(query, key, nn.functional.pad(tokens, (extra, 0), value=True) if extra else tokens)
+
+
+def _ready(x: Tensor, norm: nn.Module | None, heads: int) -> Tensor:
+    """Split into heads and normalised, or the other way round, where the norm is over all heads together (Sana)."""
+    if norm is None:
+        return _heads(x, heads)
+    scale = getattr(norm, "weight", None)
+    together = scale is not None and scale.numel() == x.shape[-1]
+    return _heads(norm(x), heads) if together else norm(_heads(x, heads))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

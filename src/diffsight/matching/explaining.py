@@ -1,5 +1,6 @@
 """Where each word of a caption looked, and what the caption explains of the image."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ class Explanation:
     """What a model makes of an image and a caption.
 
     Attributes:
-        words: Of the caption, with the marks of beginning and end first and last.
+        words: Of the caption, with the marks of beginning and end first and last, which not every tokenizer has.
         maps: The share of attention that each place of the image gives to each word, mean over heads, layers and
             draws; over all words and padding the shares of a place sum to 1.
         gain: How much less error there is at each place under the caption than under the empty text.
@@ -88,12 +89,14 @@ def explain(
     levels, order = levels_of(settings, Exhaustive(num_draws=draws), backbone).sort(stable=True)
     bank = NoiseBank(seed=settings.seed, shared=True)
     sides = backbone.latent_shape[1:]
+    mask = condition.tensors.get("encoder_attention_mask")
+    shares = partial(_shares, sides=sides, seen=None if mask is None else mask[0] != 0)
     total, gain, gains = torch.zeros(()), torch.zeros(sides), []
     for draw, level in zip(order.tolist(), levels.tolist(), strict=True):
         eps = bank.noise(encoded.id, [draw], encoded.x0.shape).to(encoded.x0.device)
         level_ = torch.tensor([level])
         x_t = backbone.schedule.mix(encoded.x0[None], eps, level_)
-        with reading(backbone.network, layers, partial(_shares, sides=sides)) as found:
+        with reading(backbone.network, layers, shares) as found:
             under_text = backbone.predict(x_t, level_, condition.take([0])).eps.float()
             maps = torch.stack([found[layer.path] for layer in layers]).mean(0)
         under_null = backbone.predict(x_t, level_, condition.take([1])).eps.float()
@@ -101,7 +104,10 @@ def explain(
         total, gain = total + maps.cpu(), gain + better
         gains.append(float(better.mean()))
     extra = total.shape[0] - tokens.content.shape[1]
-    words = [("start", [0]), *tokens.words(0), ("end", [int(tokens.end[0].int().argmax())])]
+    # T5 has no mark of the beginning, and Gemma none of the end: there are words, and the mark has no share.
+    marks = (("start", 0), ("end", int(tokens.end[0].int().argmax())))
+    start, end = ((mark, [] if tokens.content[0, place] else [place]) for mark, place in marks)
+    words = [start, *tokens.words(0), end]
     return Explanation(
         words=tuple(word for word, _ in words),
         maps=np.stack([total[[extra + place for place in places]].sum(0).numpy() / draws for _, places in words]),
@@ -111,14 +117,19 @@ def explain(
     )
 
 
-def _shares(query: Tensor, key: Tensor, sides: tuple[int, int]) -> Float[Tensor, "tokens h w"]:
-    """Attention of one image, mean over heads, at the latent's size; head by head, because a map can be large."""
+def _shares(
+    query: Tensor, key: Tensor, sides: tuple[int, int], seen: Tensor | None = None
+) -> Float[Tensor, "tokens h w"]:
+    """Attention of one image, mean over heads, at the latent's size; head by head, because a map can be large.
+
+    Where the network masks the padding, ``seen`` says which tokens it sees.
+    """
     height, width = sides
     places, tokens = query.shape[2], key.shape[2]
     down = round((height * width / places) ** 0.5)
     total = torch.zeros(places, tokens, device=query.device)
     for head in range(query.shape[1]):
         logits = query[0, head].float() @ key[0, head].float().T / query.shape[-1] ** 0.5
-        total += logits.softmax(-1)
+        total += (logits if seen is None else logits.masked_fill(~seen, -math.inf)).softmax(-1)
     maps = (total / query.shape[1]).T.reshape(1, tokens, height // down, width // down)
     return functional.interpolate(maps, size=sides, mode="bilinear", align_corners=False)[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffsight.backbones.base import Backbone, Condition, ReadsText
 from diffsight.backbones.classes import refuse_unconditional
-from diffsight.backbones.clip import ClipEncoder
+from diffsight.backbones.dual import DualEncoder
 from diffsight.data.queries import Query
 from diffsight.errors import InputError
 from diffsight.matching import scores
@@ -112,7 +112,7 @@ def fit_adapter(
 def _check(backbone: Backbone, queries: Sequence[Query], options: FitOptions, draws: int) -> None:
     """Refuse what cannot be learnt, before anything is computed."""
     weighs = options.kind == "weights"
-    if isinstance(backbone, ClipEncoder):
+    if isinstance(backbone, DualEncoder):
         raise InputError(f"{backbone.name} is a CLIP model, which has no adapters. Give a diffusion model.")
     refuse_unconditional(backbone)
     if not queries:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from diffsight.backbones.base import Backbone
 from diffsight.backbones.classes import refuse_unconditional
-from diffsight.backbones.clip import ClipEncoder, is_clip, load_clip
+from diffsight.backbones.clip import is_clip, load_clip
+from diffsight.backbones.dual import DualEncoder
 from diffsight.backbones.loading import load
 from diffsight.data.images import images_from
 from diffsight.data.queries import Query
@@ -35,7 +36,7 @@ class ImageTextMatcher:
     """Match images and texts with a diffusion model, zero-shot or after a few examples; or with CLIP, to compare.
 
     Args:
-        model: A loaded backbone or `ClipEncoder`, or a name, Hub repository or folder of either.
+        model: A loaded backbone or `DualEncoder`, or a name, Hub repository or folder of either.
         score: ``"pmi"`` (default), ``"error"``, ``"attention"``, ``"hybrid"``, or a score with its settings. A CLIP
             model has only ``"clip"``; an adapter only the score that it was fitted for, which is then the default.
         settings: Draws, timesteps, layers and the rest.
@@ -61,7 +62,7 @@ class ImageTextMatcher:
 
     def __init__(
         self,
-        model: Backbone | ClipEncoder | str | Path = "tiny-shapes",
+        model: Backbone | DualEncoder | str | Path = "tiny-shapes",
         score: Score | str | None = None,
         *,
         settings: MatchSettings | None = None,
@@ -76,7 +77,7 @@ class ImageTextMatcher:
         self.adapter = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
         self.calls = 0
         self._told: set[str] = set()
-        if isinstance(model, ClipEncoder):
+        if isinstance(model, DualEncoder):
             if score not in (None, "clip") or self.adapter is not None or self.settings.batch_leak is not None:
                 raise InputError(
                     f"{model.name} is a CLIP model: it has the score 'clip' alone, no adapters and no batch_leak."
@@ -209,7 +210,7 @@ class ImageTextMatcher:
             ImageError: If the image cannot be read.
             PromptError: If the text is too long.
         """
-        if isinstance(self.model, ClipEncoder):
+        if isinstance(self.model, DualEncoder):
             raise InputError(f"{self.model.name} is a CLIP model: there is no cross-attention to look at.")
         with applied(self.adapter, self.model.network):
             return explain(self.model, image, text, self.settings, draws=draws, adapter=self.adapter)
@@ -217,7 +218,7 @@ class ImageTextMatcher:
     @property
     def compares_images(self) -> bool:
         """Whether images can be compared for one text, and not only texts for one image."""
-        return isinstance(self.model, ClipEncoder) or self.settings.score.compares_images
+        return isinstance(self.model, DualEncoder) or self.settings.score.compares_images
 
     def policy_for(self, query: Query) -> Policy:
         """The policy for a query: every pair counts where images and texts are paired up, so none is dropped there."""
@@ -228,7 +229,7 @@ class ImageTextMatcher:
 
     def max_calls(self, queries: Iterable[Query]) -> int:
         """The most calls of the denoiser that queries can need, each on its own."""
-        if isinstance(self.model, ClipEncoder):
+        if isinstance(self.model, DualEncoder):
             return 0
         total = 0
         for query in queries:
@@ -257,7 +258,7 @@ class ImageTextMatcher:
 
     def _scores(self, sets: Sequence[Candidates]) -> list[np.ndarray | str]:
         """Scores of each set, shape (images, texts), or why there are none."""
-        if isinstance(self.model, ClipEncoder):
+        if isinstance(self.model, DualEncoder):
             return [_clip_scores(self.model, one) for one in sets]
         results, calls = run(self.model, self.settings, sets, adapter=self.adapter, batch_size=self.batch_size)
         self.calls += calls
@@ -267,7 +268,7 @@ class ImageTextMatcher:
         ]
 
 
-def _clip_scores(model: ClipEncoder, one: Candidates) -> np.ndarray | str:
+def _clip_scores(model: DualEncoder, one: Candidates) -> np.ndarray | str:
     try:
         opened = images_from(list(one.pictures))
         images = [opened[place] for place in range(len(opened))]

@@ -96,6 +96,7 @@ class Table:
         columns: With headings.
         rows: Text or cells.
         dense: Narrow columns of counts, as in a confusion matrix.
+        wide: Many columns: smaller, with headings in several lines, and rows' names that stay in sight on a phone.
     """
 
     kind: ClassVar[str] = "table"
@@ -103,6 +104,7 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[str | Cell]]
     dense: bool = False
+    wide: bool = False
 
     @property
     def floats(self) -> bool:

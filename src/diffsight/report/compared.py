@@ -71,21 +71,31 @@ def _readings(rows: Sequence[Mapping[str, Any]], out: Path) -> list[Reading]:
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    return f"{row['method']} · {row['model']}" if row["model"] else row["method"]
+    """Method and model; of a folder only its name."""
+    model = row["model"]
+    if model and not model.startswith("hf:"):
+        start = "timm:" if model.startswith("timm:") else ""
+        model = start + Path(model.removeprefix(start)).name
+    return f"{row['method']} · {model}" if model else row["method"]
 
 
 def _table(rows: Sequence[Mapping[str, Any]], *, labelled: bool) -> Table:
+    """All rows; what no row has, or all rows have alike, is no column."""
+    spread = any(row["sd"] is not None for row in rows)
+    partial = any(row["coverage"] not in (None, 1.0) for row in rows)
+    memory = any(row["memory"] is not None for row in rows)
     columns = [
         Column("method", number=False),
-        Column("labels / class"),
-        *([Column("accuracy"), Column("95 % interval"), Column("± over seeds")] if labelled else []),
+        Column("labels"),
+        *([Column("accuracy"), Column("95 % interval")] if labelled else []),
+        *([Column("± over seeds")] if spread else []),
         *([Column("0 % to 100 %", number=False)] if labelled else []),
-        Column("coverage"),
-        Column("calls / image"),
-        Column("ms / image"),
-        Column("GFLOPs / image"),
-        Column("peak GB", title="of CUDA memory"),
-        Column("before", title="time before the first image, such as training"),
+        *([Column("coverage")] if partial else []),
+        Column("calls"),
+        Column("ms"),
+        Column("GFLOPs"),
+        *([Column("peak GB")] if memory else []),
+        Column("before"),
         Column("protocol", number=False),
     ]
     cells = []
@@ -96,17 +106,23 @@ def _table(rows: Sequence[Mapping[str, Any]], *, labelled: bool) -> Table:
             [
                 f"{letter} · {_title(row)}" + (" (failed)" if bad else ""),
                 f"{row['labels']:,}",
-                *([share(row["value"]), _interval(row), share(row["sd"]), span] if labelled else []),
-                share(row["coverage"]),
+                *([share(row["value"]), _interval(row)] if labelled else []),
+                *([share(row["sd"])] if spread else []),
+                *([span] if labelled else []),
+                *([share(row["coverage"])] if partial else []),
                 rate(row["calls"]),
                 rate(None if row["seconds"] is None else 1000 * row["seconds"]),
                 rate(None if row["flops"] is None else row["flops"] / 1e9),
-                rate(None if row["memory"] is None else row["memory"] / 1e9),
+                *([rate(None if row["memory"] is None else row["memory"] / 1e9)] if memory else []),
                 duration(row["once"]["seconds"]) if row["once"].get("seconds") else NOTHING,
                 row["protocol"],
             ]
         )
-    return Table(caption="Methods with as many labels as each may have", columns=columns, rows=cells)
+    caption = "Labels are those of each class. Denoiser calls, milliseconds and GFLOPs are for one image"
+    caption += ", peak GB of CUDA memory" if memory else ""
+    caption += "; before is the time that was spent before the first image, such as on training"
+    caption += "" if partial else ". All images were scored"
+    return Table(caption=caption, columns=columns, rows=cells, wide=True)
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -151,12 +167,18 @@ def _agreement(result: Mapping[str, Any]) -> Table:
     letters = {row["key"]: letter for letter, row in _lettered(result["rows"])}
     columns = [Column("", number=False), *(Column(letters[key]) for key in agreed["keys"])]
     rows = [
-        [letters[key], *(Cell(text=NOTHING if v is None else f"{v:.0%}", shade=round(10 * (v or 0))) for v in line)]
+        [letters[key], *(_alike(value, itself=key == other) for other, value in zip(agreed["keys"], line, strict=True))]
         for key, line in zip(agreed["keys"], agreed["pairs"], strict=True)
     ]
     return Table(
-        caption="Share of images with the same answer; letters as above", columns=columns, rows=rows, dense=True
+        caption="Images with the same answer in percent; letters as above", columns=columns, rows=rows, dense=True
     )
+
+
+def _alike(value: float | None, *, itself: bool) -> Cell:
+    if itself:
+        return Cell(text="·")
+    return Cell(text=NOTHING if value is None else f"{100 * value:.0f}", shade=round(10 * (value or 0)))
 
 
 def _protocols(rows: Sequence[Mapping[str, Any]]) -> Table:

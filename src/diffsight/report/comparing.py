@@ -6,7 +6,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from diffsight.errors import InputError
-from diffsight.evaluation.paired import compare_answers, read_answers
+from diffsight.evaluation.metrics.paired import compare_answers, read_answers
 from diffsight.report import charts, describing
 from diffsight.report.blocks import Block, Cell, Chart, Column, Section, Table, Text
 from diffsight.report.matches import main_measure
@@ -43,7 +43,7 @@ def summary_of(reading: Reading) -> dict[str, Any]:
         "failed": len(reading.failures),
         "ties": metrics.get("ties", (metrics.get("results") or {}).get("ties")),
         "calls": calls,
-        "images_per_second": (metrics.get("speed") or {}).get("images_per_second"),
+        "seconds": (metrics.get("speed") or {}).get("seconds_per_image"),
         "fingerprint": reading.run.manifest.fingerprint,
     }
 
@@ -92,7 +92,7 @@ def comparison_sections(readings: Sequence[Reading], paired: Sequence[dict[str, 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     per = "image" if rows[0]["kind"] == "recognition" else "query"
-    timed = any(row["images_per_second"] for row in rows)
+    timed = any(row["seconds"] for row in rows)
     shared = {key: rows[0][key] for key in ("task", "model", "method", "protocol")}
     shared = {key: value for key, value in shared.items() if all(row[key] == value for row in rows)}
     told = [key for key in ("task", "model", "method", "protocol") if key not in shared]
@@ -102,7 +102,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         Column("95 % interval"),
         Column("0 % to 100 %", number=False),
         Column(f"calls / {per}"),
-        *([Column("images / s")] if timed else []),
+        *([Column(f"ms / {per}")] if timed else []),
         Column("coverage"),
         Column("failed"),
         *(Column(key, number=False) for key in told),
@@ -117,7 +117,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
                 interval(value),
                 Cell(span=(value["low"], value["value"], value["high"])) if value else "",
                 rate(row["calls"]),
-                *([rate(row["images_per_second"])] if timed else []),
+                *([rate(row["seconds"] and 1000 * row["seconds"])] if timed else []),
                 share(row["coverage"]),
                 f"{row['failed']:,}",
                 *(row[key] for key in told),
@@ -126,20 +126,20 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     caption = f"{plural(len(rows), 'run')} with 95 % intervals"
     if shared:
         caption += ". All alike: " + "; ".join(f"{key} {value}" for key, value in shared.items())
-    return Table(caption=caption, columns=columns, rows=cells)
+    return Table(caption=caption, columns=columns, rows=cells, wide=True)
 
 
 def _charts(rows: Sequence[dict[str, Any]], prefix: str) -> list[Block]:
     per = "image" if rows[0]["kind"] == "recognition" else "query"
     found: list[Block] = []
-    for key, across in (("calls", f"denoiser calls per {per}"), ("images_per_second", "images per second")):
+    for key, scale, across in (("calls", 1, f"denoiser calls per {per}"), ("seconds", 1000, f"milliseconds per {per}")):
         points = [
-            (letter, float(row[key]), row["value"])
+            (letter, scale * float(row[key]), row["value"])
             for letter, row in zip(ascii_uppercase, rows, strict=False)
             if row[key] and row["value"]
         ]
         if len(points) > 1:
-            svg = charts.scatter(points, across=across, name=f"{prefix}-{key.replace('_', '-')}")
+            svg = charts.scatter(points, across=across, name=f"{prefix}-{key}")
             caption = f"Accuracy with 95 % intervals against {across}; letters as in the table."
             found.append(Chart(svg=svg, caption=caption))
     return found

@@ -21,10 +21,17 @@ def count(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A number of calls, or images per second: three digits where it is small, ``12,345.6`` where it is not."""
+    """A number of calls, or milliseconds: three digits where it is small, ``12,345.6`` where it is not."""
     if value is None:
         return NOTHING
     return f"{value:,.1f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
+
+
+def briefly(seconds: float | None) -> str:
+    """A time that may be short: ``0.63 ms``, ``12.3 ms``, ``4.5 s``."""
+    if seconds is None:
+        return NOTHING
+    return f"{rate(1000 * seconds)} ms" if seconds < 1 else duration(seconds)
 
 
 def duration(seconds: float) -> str:

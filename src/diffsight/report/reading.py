@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from diffsight.errors import RunError
-from diffsight.evaluation.metrics import summary
+from diffsight.evaluation.metrics.summary import summary
 from diffsight.store.run import Run
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.metrics.accuracy import wilson
 from diffsight.report import charts, describing, stored
 from diffsight.report.blocks import Block, Cell, Chart, Column, Section, Table, Text, Tile, Tiles
 from diffsight.report.galleries import galleries
-from diffsight.report.numbers import NOTHING, count, interval, plural, rate, share
+from diffsight.report.numbers import NOTHING, briefly, count, interval, plural, rate, share
 from diffsight.report.pictures import Images
 from diffsight.report.reading import Reading, Recognition
 
@@ -71,8 +71,10 @@ def headline(reading: Reading) -> Tiles:
         )
         tiles.append(Tile(label="calls per image", value=rate(calls["mean"]), detail=detail))
     if speed := metrics.get("speed"):
-        detail = f"the network alone, on {speed.get('device', '?')}; with reading {rate(speed.get('with_reading'))}"
-        tiles.append(Tile(label="images per second", value=rate(speed.get("images_per_second")), detail=detail))
+        detail = f"on {speed.get('device', '?')}, with reading it"
+        if (alone := speed.get("images_per_second")) is not None:
+            detail += f"; the network alone {rate(alone)} images per second"
+        tiles.append(Tile(label="time per image", value=briefly(speed.get("seconds_per_image")), detail=detail))
     if calibration := metrics["calibration"]:
         detail = f"expected calibration error; mean confidence {calibration['mean_confidence']:.3f}"
         tiles.append(Tile(label="ECE", value=f"{calibration['ece']:.3f}", detail=detail))

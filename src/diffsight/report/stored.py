@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.metrics.accuracy import wilson
 from diffsight.evaluation.rescoring import rescore
 from diffsight.evaluation.stored import StoredErrors, open_stored
 from diffsight.report.reading import Reading

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from diffsight.backbones.base import Backbone, Condition
 from diffsight.data.prompts import PromptSet, templates_for
@@ -241,6 +242,11 @@ def _average_embeddings(condition: Condition, prompts: PromptSet) -> Condition:
     if "encoder_hidden_states" not in condition.tensors:
         raise InputError("The ensemble 'embedding' averages text embeddings, and this model has none. Use 'mean'.")
     owner = torch.tensor(prompts.owner)
-    states = condition.tensors["encoder_hidden_states"]
-    rows = [states[(owner == index).to(states.device)].mean(0) for index in range(len(prompts.class_names))]
-    return replace(condition, names=prompts.class_names, tensors={"encoder_hidden_states": torch.stack(rows)})
+
+    def averaged(rows: Tensor) -> Tensor:
+        own = [rows[(owner == index).to(rows.device)] for index in range(len(prompts.class_names))]
+        # Of masks the union: what one of the prompts has, the average has.
+        return torch.stack([each.mean(0) if each.is_floating_point() else each.amax(0) for each in own])
+
+    tensors = {key: averaged(rows) for key, rows in condition.tensors.items()}
+    return replace(condition, names=prompts.class_names, tensors=tensors)

@@ -3,7 +3,7 @@ import pytest
 from diffsight.errors import InputError
 from diffsight.evaluation.comparing.recommending import agreement, recommend, recommend_unlabelled
 from diffsight.evaluation.comparing.rows import CompareSettings, Row, accuracy_of, entries
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.metrics.accuracy import wilson
 
 
 def row(key, value, *, labels=0, seconds=1.0, half=0.05, sd=None, failure=None):
@@ -27,7 +27,7 @@ def test_the_cheapest_within_the_interval_of_the_best():
     (advice,) = recommend(rows, [0])
     assert (advice["row"], advice["labels"]) == ("quick", 0)
     assert "76.0% [71.0%, 81.0%]" in advice["reason"]
-    assert "slow with 0 labels of each class: 80.0% [75.0%, 85.0%]" in advice["reason"]
+    assert "slow with no labels: 80.0% [75.0%, 85.0%]" in advice["reason"]
     assert "10 ms" in advice["reason"]
     (alone,) = recommend([rows[0], rows[2]], [0])
     assert (alone["row"], alone["reason"].split(" with ")[0]) == ("slow", "The most accurate")
@@ -47,7 +47,7 @@ def test_fewer_labels_compete_and_failures_do_not():
     ]
     advice = recommend(rows, [0, 1, 10])
     assert [one["row"] for one in advice] == ["zero", "zero", "zero"]
-    assert "only 0 labels" in advice[2]["reason"]
+    assert "it needs no labels" in advice[2]["reason"]
     assert recommend(rows[3:], [10]) == []
 
 

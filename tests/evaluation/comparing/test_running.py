@@ -13,10 +13,11 @@ from diffsight.evaluation.comparing.question import open_question
 from diffsight.evaluation.comparing.rows import CompareSettings
 from diffsight.evaluation.comparing.running import compare, read_comparison
 from diffsight.evaluation.comparing.work import Work
-from diffsight.evaluation.paired import compare_answers, read_answers
+from diffsight.evaluation.metrics.paired import compare_answers, read_answers
 from diffsight.evaluation.task import folder_task
 from diffsight.report.compared import comparison_page
 from diffsight.scoring.elimination import Exhaustive
+from diffsight.store.run import Run
 from diffsight.synthesis.options import TrainSettings
 from diffsight.zero_shot.settings import Settings
 
@@ -69,6 +70,7 @@ def test_every_method_gives_a_row(everything, question):
         assert (row["images"], row["coverage"]) == (12, 1.0)
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
         assert row["seconds"] > 0
+        assert Run.load(out / row["runs"][0]).metrics()["speed"]["seconds_per_image"] == row["seconds"]
         assert (row["flops"] or 0) > 0 or row["method"] == "pixels-knn"
         assert row["memory"] is None
         assert row["said"].startswith(row["protocol"])
@@ -184,7 +186,7 @@ def test_from_a_hundred_labels_a_network_is_trained(tmp_path):
     settings = replace(QUICK, methods=("network",), seeds=1)
     (row,) = compare(many, tmp_path / "out", labels=(100,), settings=settings, device="cpu")["rows"]
     assert (row["method"], row["protocol"], row["failure"]) == ("network", "supervised", None)
-    assert row["said"].startswith("supervised: test_resnet from scratch on 100 labelled images")
+    assert row["said"].startswith("supervised: test_resnet from scratch on 100 labels of each class")
     assert row["flops"] > 0
 
 

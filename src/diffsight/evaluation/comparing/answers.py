@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float
 
 from diffsight.evaluation.comparing.question import Question
 from diffsight.evaluation.embedding import Embedded
-from diffsight.evaluation.metrics import summary
+from diffsight.evaluation.metrics.cost import speed
+from diffsight.evaluation.metrics.summary import summary
 from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 
@@ -26,6 +28,8 @@ def write_answers(
     model: str,
     said: str,
     calls: int,
+    seconds: float | None,
+    device: torch.device,
     depends: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write answers to all test images and give their metrics; what is there already is left.
@@ -40,6 +44,8 @@ def write_answers(
         model: What to call the model.
         said: What has to be said beside the numbers.
         calls: Denoiser calls of each image.
+        seconds: For an image; what was measured first is kept.
+        device: Where the vectors are from.
         depends: What else the answers depend on.
 
     Raises:
@@ -62,7 +68,9 @@ def write_answers(
                 }
             )
             failures = [{"id": id, "reason": reason, "calls": 0} for id, reason in test.failures]
-            run.commit({"predictions": table}, failures=failures, progress={"finished": len(question.test)})
+            spent = None if seconds is None else seconds * len(positions)
+            progress = {"finished": len(question.test), "seconds": spent}
+            run.commit({"predictions": table}, failures=failures, progress=progress)
         stored = run.read("predictions")
         metrics = summary(
             labels=stored["label"].to_pylist(),
@@ -73,6 +81,7 @@ def write_answers(
             failures=len(run.failures()),
             class_names=question.classes,
             metric=question.task.metric,
-        ) | {"label": said}
+        )
+        metrics |= {"label": said, "speed": speed(run.progress.get("seconds"), len(positions), str(device))}
         run.finish(metrics)
     return metrics

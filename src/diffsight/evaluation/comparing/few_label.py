@@ -8,7 +8,7 @@ import numpy as np
 from diffsight.errors import InputError
 from diffsight.evaluation.comparing.answers import write_answers
 from diffsight.evaluation.comparing.measuring import PILOT, flops_of
-from diffsight.evaluation.comparing.rows import Entry
+from diffsight.evaluation.comparing.rows import Entry, labels_of
 from diffsight.evaluation.comparing.vectors import columns_of
 from diffsight.evaluation.comparing.work import Found, Work
 from diffsight.evaluation.comparing.zero_label import measured, train
@@ -39,10 +39,11 @@ def by_head(work: Work, entry: Entry) -> Found:
     where = union[train.positions]
     model = None if entry.method.on == "pixels" else entry.baseline or work.model().name
     said = (
-        f"{entry.protocol}: {head.name} on {embedder.name}, learnt from {entry.labels} labelled images of each class; "
-        "nothing was chosen on test images"
+        f"{entry.protocol}: {head.name} on {embedder.name}, learnt from {labels_of(entry.labels)}; nothing was "
+        "chosen on test images"
     )
     runs, metrics = [], []
+    embedding, flops = work.cost(embedder)
     used, seconds, once, own = [], 0.0, 0.0, None
     for seed, drawn in zip(work.seeds(), work.draws(entry.labels), strict=True):
         rows = np.flatnonzero(np.isin(where, drawn))
@@ -76,6 +77,8 @@ def by_head(work: Work, entry: Entry) -> Found:
                 model=model or embedder.name,
                 said=said,
                 calls=embedder.calls_per_image,
+                seconds=None if embedding is None else embedding + seconds,
+                device=work.model().device if entry.method.on == "model" else work.device,
                 depends={
                     "vectors": embedder.identity(),
                     "head": fitted.spec.to_dict(),
@@ -84,14 +87,13 @@ def by_head(work: Work, entry: Entry) -> Found:
                 },
             )
         )
-    embedding, flops = work.cost(embedder)
     return Found(
         runs=runs,
         metrics=metrics,
         said=said,
         model=model,
         calls=float(embedder.calls_per_image),
-        seconds=None if embedding is None else embedding + seconds,
+        seconds=metrics[0]["speed"]["seconds_per_image"],
         flops=((flops or 0.0) + (own or 0.0)) or None,
         once={"calls": float(used[0] * embedder.calls_per_image), "seconds": once + used[0] * (embedding or 0.0)},
     )
@@ -112,7 +114,7 @@ def by_network(work: Work, entry: Entry) -> Found:
     outs = [work.folder(entry) / f"seed-{seed}" for seed in work.seeds()]
     name = work.settings.training.network
     found = measured(work, models, outs, kind="trained network", name=name)
-    said = f"supervised: {name} from scratch on {entry.labels} labelled images of each class"
+    said = f"supervised: {name} from scratch on {labels_of(entry.labels)}"
     return Found(
         runs=found.runs,
         metrics=found.metrics,

@@ -1,19 +1,15 @@
 """What a method costs: seconds and floating-point operations of an image, and peak memory."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsight.backbones.base import Backbone
-from diffsight.errors import RunError
 from diffsight.evaluation.recognisers import Recogniser
 from diffsight.evaluation.trained import device_of
-from diffsight.store.disk import SCHEMA, make, put, read_json, to_json, writing
 
 PILOT = 32
 
@@ -82,39 +78,3 @@ def peak_memory(device: torch.device, loaded: int = 0) -> Iterator[Memory]:
 def weights_of(backbone: Backbone) -> int:
     """Bytes of a denoiser's weights."""
     return sum(each.numel() * each.element_size() for each in backbone.network.parameters())
-
-
-@dataclass(frozen=True, slots=True)
-class Stopwatch:
-    """Time that was spent on parts of a comparison, also by processes that were interrupted.
-
-    Attributes:
-        file: Where it is kept.
-    """
-
-    file: Path
-
-    def spent(self, part: str) -> float:
-        """Seconds on a part so far."""
-        return float(self._all().get(part, 0.0))
-
-    @contextmanager
-    def running(self, part: str) -> Iterator[None]:
-        """Add the time of a block to a part."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            values = self._all()
-            values[part] = values.get(part, 0.0) + time.perf_counter() - began
-            with writing(self.file):
-                make(self.file.resolve().parent)
-                put(self.file, to_json({"schema": SCHEMA, "seconds": values}, "Times", indent=1).encode())
-
-    def _all(self) -> dict[str, float]:
-        if not self.file.exists():
-            return {}
-        try:
-            return dict(read_json(self.file)["seconds"])
-        except (RunError, KeyError, TypeError, ValueError):  # Times are not worth a refusal.
-            return {}

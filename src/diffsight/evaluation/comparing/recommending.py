@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from diffsight.evaluation.comparing.rows import Row
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.comparing.rows import Row, labels_of
+from diffsight.evaluation.metrics.accuracy import wilson
 
 
 def recommend(rows: Sequence[Row], labels: Sequence[int]) -> list[dict[str, Any]]:
@@ -40,12 +40,12 @@ def recommend(rows: Sequence[Row], labels: Sequence[int]) -> list[dict[str, Any]
 
 def _reason(chosen: Row, best: Row, labels: int) -> str:
     own = f"{_share(chosen.value)} [{_share(chosen.low)}, {_share(chosen.high)}]"
-    needs = "" if chosen.labels == labels else f"; it needs only {chosen.labels} labels of each class"
+    needs = "" if chosen.labels == labels else f"; it needs {'only ' * (chosen.labels > 0)}{labels_of(chosen.labels)}"
     if chosen.key == best.key:
         return f"The most accurate with {own}, and nothing cheaper comes within its interval{needs}."
     spread = f" (± {_share(best.sd)} over seeds)" if best.sd is not None else ""
     return (
-        f"{own} is within the uncertainty of the best, {best.title} with {best.labels} labels of each class: "
+        f"{own} is within the uncertainty of the best, {best.title} with {labels_of(best.labels)}: "
         f"{_share(best.value)} [{_share(best.low)}, {_share(best.high)}]{spread}. It takes {_time(chosen.seconds)} for "
         f"an image, and that one {_time(best.seconds)}{needs}."
     )

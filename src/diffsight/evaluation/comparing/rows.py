@@ -10,7 +10,7 @@ import numpy as np
 from diffsight.backbones.encoders import WITH_TEXTS
 from diffsight.errors import InputError, nearest
 from diffsight.evaluation.baselines import TIMM_KIND, baseline_kind
-from diffsight.evaluation.metrics import wilson
+from diffsight.evaluation.metrics.accuracy import wilson
 from diffsight.store.disk import digest
 from diffsight.synthesis.options import TrainSettings
 from diffsight.zero_shot.settings import Settings
@@ -123,6 +123,13 @@ class CompareSettings:
             )
         if repeated := [name for name in self.baselines if self.baselines.count(name) > 1]:
             raise InputError(f"The baseline {repeated[0]!r} is there twice. Give each once.")
+
+
+def labels_of(number: int) -> str:
+    """A number of labels in words: ``no labels``, ``1 label of each class``, ``10 labels of each class``."""
+    if number == 0:
+        return "no labels"
+    return f"{number:,} {'label' if number == 1 else 'labels'} of each class"
 
 
 def entries(settings: CompareSettings, labels: Sequence[int]) -> list[Entry]:

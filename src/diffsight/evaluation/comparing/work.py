@@ -11,12 +11,12 @@ import torch
 from diffsight.backbones.base import Backbone, resolve_device
 from diffsight.data.sources import Source
 from diffsight.errors import InputError
-from diffsight.evaluation.comparing.measuring import Stopwatch
 from diffsight.evaluation.comparing.question import Question
 from diffsight.evaluation.comparing.rows import CompareSettings, Entry
 from diffsight.evaluation.comparing.vectors import VectorEmbedder, baseline_embedder, cost_of, kept, pixel_embedder
 from diffsight.evaluation.embedding import DiffusionEmbedder, Embedded, diffusion_embedder
 from diffsight.store.disk import digest
+from diffsight.store.stopwatch import FILE, Stopwatch
 from diffsight.synthesis.bag import TrickOptions, make_trick
 from diffsight.synthesis.classes import Classes
 from diffsight.synthesis.dataset import SyntheticSet
@@ -90,7 +90,7 @@ class Work:
     @property
     def watch(self) -> Stopwatch:
         """Time of parts."""
-        return Stopwatch(self.shared / "seconds.json")
+        return Stopwatch(self.shared / FILE)
 
     def folder(self, entry: Entry) -> Path:
         """Of a row."""

@@ -1,6 +1,5 @@
 """Methods that see no label of the task: the diffusion model, baselines, and what is learnt from generated images."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from diffsight.evaluation.comparing.work import Found, Work
 from diffsight.evaluation.recognisers import Recogniser
 from diffsight.evaluation.runner import Job
 from diffsight.evaluation.trained import TrainedJob, evaluate_trained
-from diffsight.store.run import Run
 from diffsight.synthesis import trainer
 from diffsight.synthesis.gaussian import GaussianClassifier
 from diffsight.synthesis.training_set import TrainingSet, match_classes, of_synthetic
@@ -36,16 +34,10 @@ def scoring_job(work: Work) -> Job:
 def by_diffusion(work: Work, entry: Entry) -> Found:
     """Zero-shot by denoising error."""
     job, out = scoring_job(work), work.folder(entry) / "run"
-    before = Run.load(out).progress.get("finished", 0) if (out / "manifest.json").exists() else 0
-    total, told = len(job.source), work.tell("images, zero-shot", len(job.source))
-    began = time.perf_counter()
+    told = work.tell("images, zero-shot", len(job.source))
     metrics = runner.evaluate(
         job, out, batch_size=work.batch_size, progress=lambda state: told(state.images, state.calls)
     )
-    if total > before:
-        seconds = (time.perf_counter() - began) / (total - before)
-    else:
-        seconds = runner.estimate(job, images=4, batch_size=work.batch_size).seconds / total
     calls = metrics["calls"]["mean"]
     call, encoding = flops_of_call(work.model())
     return Found(
@@ -54,7 +46,7 @@ def by_diffusion(work: Work, entry: Entry) -> Found:
         said="zero-shot: no image was used to choose anything",
         model=work.model().name,
         calls=calls,
-        seconds=seconds,
+        seconds=metrics["speed"]["seconds_per_image"],
         flops=None if call is None else calls * call + (encoding or 0.0),
     )
 
@@ -102,6 +94,7 @@ def by_gaussians(work: Work, entry: Entry) -> Found:
     scores = model.decision_function(test.values)[:, order]
     said = f"zero-shot: Gaussians on features of generated images (GDC, {model.covariance} covariance)"
     out = work.folder(entry) / "run"
+    seconds, flops = work.cost(embedder)
     metrics = write_answers(
         out,
         question,
@@ -112,9 +105,10 @@ def by_gaussians(work: Work, entry: Entry) -> Found:
         model=work.model().name,
         said=said,
         calls=embedder.calls_per_image,
+        seconds=seconds,
+        device=work.model().device,
         depends={"features": embedder.identity(), "set": {"ids": source.fingerprint(), "images": len(source)}},
     )
-    seconds, flops = work.cost(embedder)
     spent = work.watch.spent("synthesize") + work.watch.spent(entry.key)
     return Found(
         runs=[out],
@@ -122,7 +116,7 @@ def by_gaussians(work: Work, entry: Entry) -> Found:
         said=said,
         model=work.model().name,
         calls=float(embedder.calls_per_image),
-        seconds=seconds,
+        seconds=metrics["speed"]["seconds_per_image"],
         flops=flops,
         once={"calls": float(work.plan().calls + len(source) * embedder.calls_per_image), "seconds": spent},
     )
@@ -162,12 +156,11 @@ def measured(work: Work, models: Sequence[Recogniser], outs: Sequence[Path], *, 
         )
         told = work.tell("images recognised", len(question.test))
         metrics.append(evaluate_trained(job, out, progress=lambda done, total, told=told: told(done, 0)))
-    rate = metrics[0]["speed"]["with_reading"]
     return Found(
         runs=list(outs),
         metrics=metrics,
         said=models[0].label,
         model=name,
-        seconds=1 / rate if rate else None,
+        seconds=metrics[0]["speed"]["seconds_per_image"],
         flops=flops_of_recogniser(models[0]),
     )

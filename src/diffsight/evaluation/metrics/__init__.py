@@ -1,0 +1,1 @@
+"""From answers to numbers with their uncertainty: numpy and scipy alone; no model, no image."""
