@@ -48,7 +48,7 @@ def main(photographs: str) -> None:
 
     network = Denoiser(len(source.class_names))
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(200):
+    for _ in range(100):
         rows = torch.randint(len(x0), (32,), generator=generator)
         levels = torch.randint(len(schedule), (32,), generator=generator)
         eps = torch.randn(32, 3, 16, 16, generator=generator)
@@ -62,9 +62,9 @@ def main(photographs: str) -> None:
         network, schedule=schedule, prediction="eps", transform=transform, class_names=source.class_names, name="mine"
     )
     judge = DiffusionClassifier(backbone, source.class_names).fit()
-    few = source.select(range(0, len(source), max(1, len(source) // 10)))
+    few = source.select(range(0, len(source), max(1, len(source) // 5)))
     for image, answer in zip(few.ids, judge.classify(few), strict=True):
-        sys.stdout.write(f"{image}: {answer.label}, {answer.calls} calls\n")
+        sys.stdout.write(f"{image}: {judge.classes_[answer.label]}, {answer.calls} calls\n")
 
 
 if __name__ == "__main__":

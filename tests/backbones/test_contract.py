@@ -1,6 +1,7 @@
 """What every adapter must do, for all families at tiny size, with the real classes of diffusers and transformers."""
 
 import inspect
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from diffusers import (
 )
 from PIL import Image
 from pipelines import save_ddpm, save_dit, save_stable_diffusion
+from safetensors.torch import load_file, save_file
 from tiny.deepfloyd import save_deepfloyd
 from tiny.edm import save_edm
 from tiny.flux import save_flux
@@ -27,6 +29,7 @@ from diffsight.backbones.base import Backbone
 from diffsight.backbones.layers import intermediates, profile
 from diffsight.backbones.sampling import Sampler, draw, to_pixels
 from diffsight.cli.options import make_policy
+from diffsight.errors import ModelError
 from diffsight.zero_shot.classifier import DiffusionClassifier
 
 NAMES = ["cat", "dog", "bird"]
@@ -217,6 +220,22 @@ def test_other_weights_are_another_identity(backbone, family, tmp_path):
     other = load(SAVERS[family](tmp_path / "other", seed=1))
     mine, others = backbone.identity(), other.identity()
     assert {key for key in mine if mine[key] != others[key]} == {"weights"}
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion", "dit", "stable-diffusion-3", "pixart-sigma"], indirect=True)
+def test_a_folder_that_lacks_a_weight_is_refused(folder, backbone, tmp_path):
+    """Diffusers and transformers would put random numbers in its place."""
+    parts = [path for path in folder.iterdir() if [*path.glob("*.safetensors")]]
+    for part in parts:
+        copy = tmp_path / part.name
+        shutil.copytree(folder, copy)
+        (file,) = (copy / part.name).glob("*.safetensors")
+        weights = load_file(file)
+        name = next(name for name in sorted(weights) if name.endswith("weight") and weights[name].ndim > 1)
+        save_file({key: value for key, value in weights.items() if key != name}, file, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match="lacks 1 weights"):
+            load(copy)
+    assert len(parts) >= 2
 
 
 @pytest.mark.parametrize("family", CALLS, indirect=True)

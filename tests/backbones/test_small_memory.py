@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from PIL import Image
-from pipelines import save_stable_diffusion
+from pipelines import save_dit, save_stable_diffusion
 from tiny.additions import save_lora
 from tiny.flux import save_flux
 from tiny.pixart import save_pixart
@@ -69,6 +69,11 @@ def test_offloaded_encoders_lie_in_main_memory_and_read_the_same(family, tmp_pat
             torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-4)
     assert {encoder.device.type for encoder in encoders(small)} == {"cpu"}
     assert small.identity() == plain.identity()
+
+
+def test_it_says_nothing_of_models_without_text(tmp_path):
+    folder = save_dit(tmp_path / "base")
+    assert load(folder, text_encoder="4bit").identity() == load(folder).identity()
 
 
 @pytest.mark.parametrize("how", ["8bit", "4bit"])

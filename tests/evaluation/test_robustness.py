@@ -82,12 +82,19 @@ def test_against_itself_the_ratio_is_one_and_against_others_it_is_refused(out, p
 
 def test_a_reference_without_errors_has_no_share_and_the_accuracies_are_told(job, tmp_path, caplog):
     """One image that the model knows: its errors are none."""
-    asked, one = Sweep(types=("gaussian-noise",), severities=(1,)), replace(job, source=job.source.select([3]))
+    asked, one = Sweep(types=("gaussian-noise",), severities=(1,)), replace(job, source=job.source.select([4]))
     sweep(one, tmp_path / "one", evaluate, asked)
     metrics = summarize_sweep(tmp_path / "one", asked, reference=tmp_path / "one")
     assert metrics.mean.value == 1
     assert metrics.mce is None
     assert "makes no error under gaussian-noise" in caplog.text
+
+
+def test_without_any_answer_there_is_nothing_to_tell(job, tmp_path):
+    broken = replace(job, source=job.source.select([job.source.ids.index("bag/broken.png")]))
+    sweep(broken, tmp_path / "none", evaluate, Sweep(types=("fog",), severities=(1,)))
+    with pytest.raises(InputError, match="No image of .*clean has a label and an answer"):
+        summarize_sweep(tmp_path / "none", Sweep(types=("fog",), severities=(1,)))
 
 
 def test_more_can_be_added_and_what_is_there_stays(out, job):

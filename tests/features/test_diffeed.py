@@ -221,6 +221,19 @@ def test_a_seed_decides_everything(sd, pictures, fitted):
     assert other.losses_ != fitted.losses_
 
 
+def test_out_of_memory_halves_the_batch_of_a_prediction(sd, pictures, fitted, monkeypatch):
+    def small(self, x_t, index, condition):
+        if len(x_t) > 4:
+            raise torch.OutOfMemoryError("too much")
+        sizes.append(len(x_t))
+        return original(self, x_t, index, condition)
+
+    sizes, original, expected = [], type(sd).predict, fitted.decision_function(pictures[:9])
+    monkeypatch.setattr(type(sd), "predict", small)
+    np.testing.assert_allclose(fitted.decision_function(pictures[:9]), expected, atol=1e-4)
+    assert max(sizes) <= 4
+
+
 def test_batch_size_does_not_change_what_is_learnt(sd, pictures, fitted):
     model = classifier(sd, batch_size=2).fit(pictures[:6], LABELS)
     torch.testing.assert_close(model.logits(pictures[:6]), fitted.logits(pictures[:6]), rtol=1e-3, atol=1e-4)

@@ -65,7 +65,10 @@ def cards() -> dict[str, Card]:
 def honesty(name: str) -> str | None:
     """What has to be said beside the numbers of an embedded model, or what a model file says; None for other models."""
     if is_model_file(name) and Path(name).is_file():
-        own = read_model_file(name)
+        try:
+            own = read_model_file(name)
+        except ModelError:  # A report of a run may be made when what the run used has been moved.
+            return None
         notes = [f"{name} says that it was trained on {own.trained_on}."] if own.trained_on else []
         return " ".join([*notes, *filter(None, [honesty(own.base)])]) or None
     card = cards().get(name)

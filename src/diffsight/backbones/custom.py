@@ -21,7 +21,6 @@ from diffsight.diffusion.transfer import send
 from diffsight.errors import InputError, ModelError
 
 _TOGETHER = 64  # Names that are encoded at once.
-
 Change = Callable[[Tensor], Tensor]
 Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
@@ -48,7 +47,7 @@ class Custom:
 
     @property
     def learned_variance(self) -> bool:
-        """False: the network gives one tensor of the input's shape."""
+        """False: the network gives the mean alone."""
         return False
 
     @torch.no_grad()
@@ -73,7 +72,7 @@ class Custom:
         said = list(names) if known is None else [known[class_id(name, known, self.name)] for name in names]
         groups = [self._encoded(said[i : i + _TOGETHER]) for i in range(0, len(said), _TOGETHER)]
         if not groups:
-            like = self.null or ({} if not known else self._encoded(known[:1]))
+            like = self.null or (self._encoded(known[:1]) if known else {})
             groups = [{key: value[:0] for key, value in like.items()}]
         tensors = {key: torch.cat([group[key] for group in groups]) for key in groups[0]}
         return Condition(names=tuple(names), tensors=tensors, null=self.null or {})
@@ -135,29 +134,28 @@ def wrap(
 ) -> Custom:
     """Make a backbone of a network of one's own.
 
-    The network is called as ``network(x_t, timestep, **tensors)`` with ``x_t`` of shape (b, c, h, w) in its dtype and
-    the schedule's timestep of each row, shape (b,): whole numbers for DDPM's levels, fp32 for others. It gives a tensor
-    of the shape of ``x_t``, or an object that has it as ``.sample``. It is frozen and put in evaluation mode as it is,
-    not copied, and runs where its parameters are.
+    The network is called as ``network(x_t, timestep, **tensors)``: ``x_t`` (b, c, h, w) in its dtype, the schedule's
+    timestep of each row (b,), whole numbers for DDPM's levels and fp32 for others. It gives a tensor of the shape of
+    ``x_t``, or an object that has it as ``.sample``. It is frozen where it is and not copied.
 
     Args:
         network: The denoiser.
-        schedule: Its noise levels, from `Schedule` or `diffsight.diffusion.schedule.from_config`.
+        schedule: Its noise levels, from `diffsight.diffusion.schedule`.
         prediction: What it predicts: ``"eps"``, ``"x0"``, ``"v"`` or ``"flow"``.
         transform: From a picture to its input.
         class_names: Of a class-conditional network, in the order of their ids, without the null class.
         condition: From names to the tensors that the network is fed, by argument name, one row for each name. Without
             it classes are fed as ``class_labels=ids``, and a network without classes is fed nothing.
-        null: The null condition: the id of the null class, or tensors of one row. By default what ``condition`` makes
-            of the empty text, and none for classes; scoring works without, guidance and features do not.
-        encode: From images in [-1, 1] (b, 3, h, w) to what the network denoises; without it the images themselves.
+        null: The id of the null class, or tensors of one row. By default what ``condition`` makes of the empty text,
+            and none for classes; scoring works without, guidance and features do not.
+        encode: From images in [-1, 1] (b, 3, h, w) to what is denoised; without it the images themselves.
         decode: The way back; needed with ``encode``.
         name: What to call it.
         others: Networks that ``encode``, ``decode`` and ``condition`` use: their weights change numbers, too.
 
     Returns:
-        A backbone for all estimators. Its layers are the modules that give a map or tokens, as far as they are children
-        of the network or items of its lists; every other is found by its path.
+        A backbone for all estimators. Its layers are children of the network and items of its lists that give a map or
+        tokens; every other module is found by its path.
 
     Raises:
         InputError: If the arguments contradict each other.
@@ -194,16 +192,14 @@ def wrap(
     )
     if isinstance(null, int):
         null = {"class_labels": torch.tensor([null])}
-    elif null is None and names is None:
+    if null is None and names is None:
         null = backbone._encoded([""])
     if null is not None:
         backbone = replace(backbone, null=_on(null, first.device, first.dtype, rows=1))
-    side = transform.output_size
-    shape = tuple(backbone.encode(torch.zeros(1, 3, side, side)).shape[1:])
+    shape = tuple(backbone.encode(torch.zeros(1, 3, transform.output_size, transform.output_size)).shape[1:])
     if len(shape) != 3:
         raise ModelError(f"encode gave something of shape {shape} for one image; it must be (channels, height, width).")
-    backbone = replace(backbone, latent_shape=shape)
-    return replace(backbone, layers=_layers(backbone))
+    return replace(backbone, latent_shape=shape, layers=_layers(replace(backbone, latent_shape=shape)))
 
 
 def _layers(backbone: Custom) -> tuple[Layer, ...]:
@@ -222,8 +218,9 @@ def _layers(backbone: Custom) -> tuple[Layer, ...]:
     try:
         backbone.predict(torch.zeros(1, *backbone.latent_shape, device=backbone.device), torch.tensor([0]), some)
     except (RuntimeError, TypeError, ValueError) as error:
-        tried = f"one image of {backbone.latent_shape} with {sorted(some.tensors)}"
-        raise ModelError(f"{backbone.name} could not be run on {tried}: {error}") from error
+        raise ModelError(
+            f"{backbone.name} could not be run on one image of {backbone.latent_shape}: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -238,8 +235,8 @@ def _places(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 def _on(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, *, rows: int) -> dict[str, Tensor]:
     for key, value in tensors.items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(found, tuple) or found[:1] != (rows,):
             raise ModelError(f"The condition {key!r} must be a tensor of {rows} rows, one for each name; got {found}.")
     return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
 

@@ -74,7 +74,8 @@ def load(
             f"and not {card.weights[:12]}…): a damaged or foreign copy. Install or download it again."
         )
     encoders = text_encoder or own.text_encoder
-    if encoders in ("8bit", "4bit"):
+    readers = [part for part in parts if part.startswith("text_encoder")]
+    if encoders in ("8bit", "4bit") and readers:
         provenance["text_encoder"] = encoders
     opened = Opened(
         folder=folder,
@@ -92,9 +93,7 @@ def load(
             opened = replace(
                 opened,
                 loras=read_loras(own.lora, index["_class_name"], parts, opened.denoiser_folder(family.denoiser)),
-                embeddings=read_embeddings(
-                    own.embeddings, family.module, [part for part in parts if part.startswith("text_encoder")]
-                ),
+                embeddings=read_embeddings(own.embeddings, family.module, readers),
             )
             return import_module(f"diffsight.backbones.{family.module}").open_folder(opened)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:

@@ -175,6 +175,18 @@ def quiet() -> Iterator[None]:
 
 
 def _read(kind: type[Part], place: Path, **options: Any) -> Part:  # noqa: ANN401 - of the libraries
-    """Read one part from its folder. Diffusers and transformers share the method, and no class that declares it."""
+    """Read one part from its folder. Diffusers and transformers share the method, and no class that declares it.
+
+    Raises:
+        ModelError: If its file lacks weights: both libraries would go on with random ones, and only say so.
+    """
     reader: Any = kind
-    return reader.from_pretrained(place, **options)
+    if not issubclass(kind, nn.Module):
+        return reader.from_pretrained(place, **options)
+    read, found = reader.from_pretrained(place, output_loading_info=True, **options)
+    if missing := sorted({*found["missing_keys"]} & {name for name, _ in read.named_parameters()}):
+        raise ModelError(
+            f"{place} lacks {len(missing)} weights of a {kind.__name__}, such as {missing[0]}. The copy is not "
+            "complete, or was written by a newer diffusers or transformers: update these, or get it again."
+        )
+    return read

@@ -151,10 +151,12 @@ def read_sweep(out: Path | str, asked: Sweep) -> tuple[Answers, Corrupted]:
 
     Raises:
         RunError: If a run is missing or damaged.
-        InputError: If one is not finished, or is about other images.
+        InputError: If one is not finished or is about other images, or no image has a label and an answer.
     """
     clean = read_answers(_there(out, CLEAN))
     ids = sorted(clean.labels)  # A diffusion model has finished them in another order.
+    if not ids:
+        raise InputError(f"No image of {clean.name} has a label and an answer: there is nothing to be lost.")
     rows = []
     for corruption in asked.corruptions:
         answers = read_answers(_there(out, _folder(corruption)))

@@ -82,6 +82,17 @@ def _train(
     return tuple(losses)
 
 
+def _logits(network: DifFeed, passes: TwoPasses, x_t: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+    """Logits on the CPU. If the device runs out of memory, in halves: rows do not meet when nothing is learnt."""
+    try:
+        return network(passes, x_t).cpu()
+    except ModelError as error:
+        if len(x_t) == 1 or not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
+    torch.cuda.empty_cache()
+    return torch.cat([_logits(network, passes, half) for half in x_t.chunk(2)])
+
+
 @torch.no_grad()
 def _score(network: DifFeed, passes: TwoPasses, images: Images, *, batch_size: int) -> Float[Tensor, "n k"]:
     """Logits of images as they are, with the draw 0 of each, on the CPU."""
@@ -90,7 +101,7 @@ def _score(network: DifFeed, passes: TwoPasses, images: Images, *, batch_size: i
         for start in range(0, len(images), stretch):
             ids, x0 = passes.encode(images, range(start, min(start + stretch, len(images))))
             x_t = passes.noised(ids, x0, draw=0)
-            logits += [network(passes, part).cpu() for part in x_t.split(batch_size)]
+            logits += [_logits(network, passes, part) for part in x_t.split(batch_size)]
     result = torch.cat(logits)
     if strange := (~result.isfinite().all(dim=1)).nonzero().flatten().tolist():
         dtype = str(passes.backbone.dtype).removeprefix("torch.")
