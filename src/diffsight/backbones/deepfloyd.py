@@ -12,6 +12,7 @@ from torch import Tensor
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.layers import unet_layers
 from diffsight.backbones.opened import Opened, predicted
+from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.t5 import T5Reader, open_t5
 from diffsight.backbones.text import Tokens
 from diffsight.data.images import ImageTransform
@@ -89,7 +90,8 @@ class DeepFloyd:
         Raises:
             PromptError: If a prompt has more tokens than the UNet is given.
         """
-        states = self.text.encode(["", *names], self.name)[0].to(self.device, self.dtype)
+        with visiting(self.text.encoder, self.device):
+            states = self.text.encode(["", *names], self.name)[0].to(self.device, self.dtype)
         return Condition(
             names=tuple(names),
             tensors={"encoder_hidden_states": states[1:]},

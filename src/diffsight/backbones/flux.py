@@ -16,6 +16,7 @@ from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.folders import own_settings
 from diffsight.backbones.layers import transformer_layers
 from diffsight.backbones.opened import Opened
+from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens, check_length, tokenize_pieces
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
@@ -101,8 +102,9 @@ class Flux:
             PromptError: If a prompt has more tokens than CLIP (77) or T5 reads: one would silently ignore its end.
         """
         self._check(names)
-        null = self._encode_text([""])
-        groups = [self._encode_text(names[i : i + _GROUP]) for i in range(0, len(names), _GROUP)]
+        with visiting(self.t5[1], self.device):  # Of the two the one that is large.
+            null = self._encode_text([""])
+            groups = [self._encode_text(names[i : i + _GROUP]) for i in range(0, len(names), _GROUP)]
         tensors = {key: torch.cat([null[key][:0], *(group[key] for group in groups)]) for key in null}
         return Condition(names=tuple(names), tensors=tensors, null=null)
 

@@ -20,6 +20,7 @@ from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.layers import transformer_layers
 from diffsight.backbones.opened import Opened
+from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens, check_length, tokenize
 from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
@@ -95,8 +96,9 @@ class MMDiT:
                 silently, by CLIP from 77 tokens on.
         """
         self._check(names)
-        encoded = [self._encode_text([""])]
-        encoded += [self._encode_text(names[i : i + _GROUP]) for i in range(0, len(names), _GROUP)]
+        with visiting(self.t5 and self.t5[1], self.device):  # Of the three the one that is large.
+            encoded = [self._encode_text([""])]
+            encoded += [self._encode_text(names[i : i + _GROUP]) for i in range(0, len(names), _GROUP)]
         null = encoded[0]
         tensors = {key: torch.cat([null[key][:0], *(part[key] for part in encoded[1:])]) for key in null}
         return Condition(names=tuple(names), tensors=tensors, null=null)

@@ -13,6 +13,7 @@ from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.layers import transformer_layers
 from diffsight.backbones.opened import Opened, predicted
+from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.t5 import T5Reader, open_t5
 from diffsight.backbones.text import Tokens
 from diffsight.backbones.vae import LatentSpace
@@ -87,7 +88,8 @@ class PixArt:
         Raises:
             PromptError: If a prompt has more tokens than the transformer is given.
         """
-        states, mask = self.text.encode(["", *names], self.name)
+        with visiting(self.text.encoder, self.device):
+            states, mask = self.text.encode(["", *names], self.name)
         tensors = {"encoder_hidden_states": states.to(self.device, self.dtype), "encoder_attention_mask": mask}
         if self.transformer.use_additional_conditions:
             side = float(self.transform.output_size)

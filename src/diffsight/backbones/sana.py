@@ -20,6 +20,7 @@ from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.gemma import GemmaReader, open_gemma
 from diffsight.backbones.layers import transformer_layers
 from diffsight.backbones.opened import Opened
+from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction
@@ -93,8 +94,9 @@ class Sana:
         Raises:
             PromptError: If a prompt has more tokens than the transformer is given.
         """
-        null = self._encode_text([""], instructed=False)
-        tensors = self._encode_text(names) if names else {key: value[:0] for key, value in null.items()}
+        with visiting(self.text.encoder, self.device):
+            null = self._encode_text([""], instructed=False)
+            tensors = self._encode_text(names) if names else {key: value[:0] for key, value in null.items()}
         return Condition(names=tuple(names), tensors=tensors, null=null)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
