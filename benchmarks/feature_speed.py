@@ -21,9 +21,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from zero_shot import say
 
 from diffsight.backbones import load
-from diffsight.backbones.adm_networks import empty_network, find_kind, scheduler
+from diffsight.backbones.converting.adm_networks import empty_network, find_kind, scheduler
 from diffsight.backbones.layers import find_layers, intermediates, profile
-from diffsight.backbones.pixel_unet import PixelUNet
+from diffsight.backbones.models.pixel_unet import PixelUNet
 from diffsight.data.images import ImageTransform, images_from
 from diffsight.data.sources import open_source
 from diffsight.diffusion.schedule import from_config

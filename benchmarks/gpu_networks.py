@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffsight.backbones import load
 from diffsight.backbones.base import Backbone, Condition
+from diffsight.backbones.models.transformer import ClassTransformer
 from diffsight.backbones.opened import frozen, quiet
-from diffsight.backbones.transformer import ClassTransformer
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.schedule import ddpm
 

@@ -25,7 +25,7 @@ from zero_shot import say
 from diffsight.backbones import load
 from diffsight.backbones.base import Backbone
 from diffsight.backbones.cards import assets
-from diffsight.backbones.clip import load_clip
+from diffsight.backbones.encoders.clip import load_clip
 from diffsight.cli.output import progress
 from diffsight.data.binding import CONTROLS, PAIRS, SINGLES, TASKS
 from diffsight.data.queries import Query

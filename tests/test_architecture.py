@@ -25,7 +25,7 @@ FORBIDDEN_CALLS = {
     "print": "log, or write through the command line's own functions",
     "eval": "parse the value",
     "exec": "parse the value",
-    "torch.load": "weights are safetensors; backbones/adm.py converts others, with weights_only=True",
+    "torch.load": "weights are safetensors; backbones/converting/adm.py converts others, with weights_only=True",
     "yaml.load": "use yaml.safe_load",
     "torch.manual_seed": "take a seed or a NoiseBank",
     "torch.seed": "take a seed or a NoiseBank",
@@ -38,7 +38,7 @@ FORBIDDEN_CALLS = {
     "torch.use_deterministic_algorithms": "the user's setting",
 }
 # The exceptions: in which file, and with which literal argument.
-ALLOWED_CALLS = {"torch.load": ("backbones/adm.py", "weights_only=True")}
+ALLOWED_CALLS = {"torch.load": ("backbones/converting/adm.py", "weights_only=True")}
 FORBIDDEN_ARGUMENTS = {"trust_remote_code", "allow_pickle"}
 
 
@@ -115,11 +115,11 @@ def test_nothing_forbidden_is_used():
 @pytest.mark.parametrize(
     ("file", "call", "fine"),
     [
-        ("backbones/adm.py", "torch.load(path, weights_only=True, mmap=mapped)", True),
-        ("backbones/adm.py", "torch.load(path, weights_only=False)", False),
-        ("backbones/adm.py", "torch.load(path, weights_only=trusted)", False),
-        ("backbones/adm.py", "torch.load(path)", False),
-        ("backbones/adm.py", "eval(path, weights_only=True)", False),
+        ("backbones/converting/adm.py", "torch.load(path, weights_only=True, mmap=mapped)", True),
+        ("backbones/converting/adm.py", "torch.load(path, weights_only=False)", False),
+        ("backbones/converting/adm.py", "torch.load(path, weights_only=trusted)", False),
+        ("backbones/converting/adm.py", "torch.load(path)", False),
+        ("backbones/converting/adm.py", "eval(path, weights_only=True)", False),
         ("backbones/loading.py", "torch.load(path, weights_only=True)", False),
     ],
 )

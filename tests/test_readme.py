@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones.adm_reference import Reference
+from backbones.converting.adm_reference import Reference
 from PIL import Image
 from pipelines import save_dit
 
-from diffsight.backbones.adm_networks import KINDS, ADMConfig
 from diffsight.backbones.cards import assets, cards
+from diffsight.backbones.converting.adm_networks import KINDS, ADMConfig
 from diffsight.cli import main
 
 README = Path(__file__).parents[1] / "README.md"

@@ -13,12 +13,12 @@ from diffusers import DDPMScheduler, UNet2DModel
 from pipelines import vae
 
 from diffsight.backbones import cards, families, load
+from diffsight.backbones.converting.single_file import single_file_kinds
 from diffsight.backbones.families import FAMILIES, Family
-from diffsight.backbones.model_file import read_model_file
-from diffsight.backbones.single_file import single_file_kinds
+from diffsight.backbones.own.model_file import read_model_file
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
-MODULE = "diffsight.backbones.latent_classes"
+MODULE = "diffsight.backbones.models.latent_classes"
 
 
 def blocks(language):

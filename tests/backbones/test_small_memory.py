@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from diffsight.backbones import load
 from diffsight.backbones.custom import wrap
 from diffsight.backbones.encoding import by_content, encode_images
-from diffsight.backbones.loras import read_loras
-from diffsight.backbones.model_file import read_model_file
+from diffsight.backbones.own.loras import read_loras
+from diffsight.backbones.own.model_file import read_model_file
 from diffsight.backbones.small_memory import quantization, quantized, visiting
 from diffsight.data.images import ImageTransform, images_from
 from diffsight.diffusion.schedule import from_config

@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 import typer
-from backbones.adm_reference import Reference
+from backbones.converting.adm_reference import Reference
 
 from diffsight.backbones import load
-from diffsight.backbones.adm_networks import KINDS, REFUSED, ADMConfig
+from diffsight.backbones.converting.adm_networks import KINDS, REFUSED, ADMConfig
 from diffsight.cli import app
 
 TINY = ADMConfig(image_size=16, channels=32, multipliers=(1, 1), res_blocks=1, attention=(8,), head_channels=16)
@@ -64,7 +64,7 @@ def test_an_interruption_leaves_nothing(run, checkpoint, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffsight.backbones.adm.save_file", interrupt)
+    monkeypatch.setattr("diffsight.backbones.converting.adm.save_file", interrupt)
     stopped = run("convert", checkpoint, "--kind", "adm-tiny", "--out", tmp_path / "out")
     assert stopped.code == 130
     assert "was not written" in stopped.err

@@ -11,7 +11,7 @@ from tiny.original import save_original
 from tiny.sdxl import save_sdxl
 
 from diffsight.backbones import cards, load
-from diffsight.backbones.single_file import convert_single_file, single_file_kinds
+from diffsight.backbones.converting.single_file import convert_single_file, single_file_kinds
 from diffsight.errors import InputError, ModelError
 
 

@@ -7,7 +7,7 @@ from digit_folders import NAMES, write_photographs
 from encoders import save_dinov2, save_siglip, save_timm
 from torch.nn.functional import normalize
 
-from diffsight.backbones.encoders import load_encoder
+from diffsight.backbones.encoders.loading import load_encoder
 from diffsight.errors import InputError, ModelError
 from diffsight.evaluation.baselines import baseline_kind, load_baseline, make_baseline_job, zero_shot
 from diffsight.evaluation.supervised import load_timm, supervised

@@ -93,7 +93,7 @@ def test_a_reference_without_errors_has_no_share_and_the_accuracies_are_told(job
 def test_without_any_answer_there_is_nothing_to_tell(job, tmp_path):
     broken = replace(job, source=job.source.select([job.source.ids.index("bag/broken.png")]))
     sweep(broken, tmp_path / "none", evaluate, Sweep(types=("fog",), severities=(1,)))
-    with pytest.raises(InputError, match="No image of .*clean has a label and an answer"):
+    with pytest.raises(InputError, match=r"No image of .*clean has a label and an answer"):
         summarize_sweep(tmp_path / "none", Sweep(types=("fog",), severities=(1,)))
 
 

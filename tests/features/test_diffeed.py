@@ -12,8 +12,8 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from diffsight import load
-from diffsight.backbones.adm_networks import KINDS, empty_network
 from diffsight.backbones.base import Layer
+from diffsight.backbones.converting.adm_networks import KINDS, empty_network
 from diffsight.backbones.layers import find_layers, intermediates, unet_layers
 from diffsight.data.images import images_from
 from diffsight.errors import ImageError, InputError, ModelError, NumericsError

@@ -2,8 +2,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from diffsight.backbones.adm_networks import ADMConfig, empty_network, scheduler
-from diffsight.backbones.pixel_unet import PixelUNet
+from diffsight.backbones.converting.adm_networks import ADMConfig, empty_network, scheduler
+from diffsight.backbones.models.pixel_unet import PixelUNet
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.schedule import from_config
 from diffsight.errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffsight.backbones.dual import DualEncoder
+from diffsight.backbones.encoders.dual import DualEncoder
 from diffsight.backbones.encoding import by_content, encode_images
 from diffsight.data.images import images_from
 from diffsight.data.queries import Query

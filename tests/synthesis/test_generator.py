@@ -17,7 +17,7 @@ from PIL import Image
 from pipelines import save_ddpm, save_dit, save_stable_diffusion
 
 from diffsight import load
-from diffsight.backbones.latent_unet import LatentUNet
+from diffsight.backbones.models.latent_unet import LatentUNet
 from diffsight.backbones.sampling import Sampler
 from diffsight.data.images import open_image
 from diffsight.data.sources import open_source

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from diffsight.backbones.model_file import is_model_file, read_model_file
+from diffsight.backbones.own.model_file import is_model_file, read_model_file
 from diffsight.errors import ModelError, nearest
 
 
@@ -18,7 +18,7 @@ class Card:
 
     Attributes:
         name: What users call it.
-        family: The adapter that loads it: a module of `diffsight.backbones`.
+        family: The adapter that loads it: a module of `diffsight.backbones.models`.
         description: One line.
         licence: Of the weights.
         parameters: Of the denoiser, roughly.

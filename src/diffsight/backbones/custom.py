@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.classes import class_id
 from diffsight.backbones.layers import as_map
+from diffsight.backbones.models.classes import class_id
 from diffsight.backbones.opened import frozen
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space

@@ -12,7 +12,7 @@ class Family:
     """Pipelines that one adapter loads.
 
     Attributes:
-        module: Of this folder; its ``open_folder`` makes a backbone of an `Opened` folder.
+        module: Of `diffsight.backbones.models`; its ``open_folder`` makes a backbone of an `Opened` folder.
         pipelines: By the class name in ``model_index.json``.
         parts: Folders that may hold weights, the denoiser's first; one that a pipeline lists as nothing may be missing.
     """

@@ -10,13 +10,13 @@ import torch
 
 from diffsight.backbones.base import Backbone, resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
-from diffsight.backbones.embeddings import read_embeddings
 from diffsight.backbones.families import family_of
 from diffsight.backbones.folders import listed, one_line, read_json, weights_hash
 from diffsight.backbones.hub import download, repositories, repository
-from diffsight.backbones.loras import read_loras
-from diffsight.backbones.model_file import ModelFile, is_model_file, read_model_file
 from diffsight.backbones.opened import Opened, quiet
+from diffsight.backbones.own.embeddings import read_embeddings
+from diffsight.backbones.own.loras import read_loras
+from diffsight.backbones.own.model_file import ModelFile, is_model_file, read_model_file
 from diffsight.backbones.small_memory import check_text_encoder
 from diffsight.errors import ModelError
 
@@ -95,7 +95,7 @@ def load(
                 loras=read_loras(own.lora, index["_class_name"], parts, opened.denoiser_folder(family.denoiser)),
                 embeddings=read_embeddings(own.embeddings, family.module, readers),
             )
-            return import_module(f"diffsight.backbones.{family.module}").open_folder(opened)
+            return import_module(f"diffsight.backbones.models.{family.module}").open_folder(opened)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         if isinstance(error, ModelError):
             raise

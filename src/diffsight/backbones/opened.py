@@ -11,10 +11,10 @@ from torch import nn
 from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffsight.backbones.cards import Card
-from diffsight.backbones.embeddings import ReadEmbedding, add_tokens, add_vectors
 from diffsight.backbones.folders import listed, own_settings, part_folder, read_json
-from diffsight.backbones.loras import ReadLora
-from diffsight.backbones.own_denoiser import read_own
+from diffsight.backbones.own.embeddings import ReadEmbedding, add_tokens, add_vectors
+from diffsight.backbones.own.loras import ReadLora
+from diffsight.backbones.own.own_denoiser import read_own
 from diffsight.backbones.small_memory import quantized
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Space

@@ -215,7 +215,7 @@ def _names(
 def _prompt_set(
     names: "tuple[str, ...] | PromptSet | None", backbone: "Backbone", templates: Sequence[str]
 ) -> "PromptSet":
-    from diffsight.backbones.classes import refuse_unconditional
+    from diffsight.backbones.models.classes import refuse_unconditional
     from diffsight.data.prompts import PromptSet
 
     refuse_unconditional(backbone)

@@ -43,9 +43,9 @@ def convert(
     Only tensors are read; a file that holds anything else is refused. The folder is written whole or not at all.
     """
     with output.interruptible(f"{out} was not written."):
-        from diffsight.backbones.adm import convert_adm
-        from diffsight.backbones.adm_networks import KINDS, REFUSED
-        from diffsight.backbones.single_file import convert_single_file, single_file_kinds
+        from diffsight.backbones.converting.adm import convert_adm
+        from diffsight.backbones.converting.adm_networks import KINDS, REFUSED
+        from diffsight.backbones.converting.single_file import convert_single_file, single_file_kinds
 
         if kind not in (known := (*KINDS, *REFUSED, *single_file_kinds())):
             raise InputError(f"Unknown kind {kind!r}. {nearest(kind, known)}")

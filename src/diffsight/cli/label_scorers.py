@@ -30,7 +30,7 @@ def make_scorer(
     """
     if name is None:
         return None
-    from diffsight.backbones.clip import is_clip, load_clip
+    from diffsight.backbones.encoders.clip import is_clip, load_clip
 
     if name != SELF and is_clip(name):
         return _ClipScorer(load_clip(name, device=device, dtype=dtype), tuple(classes.names))

@@ -110,7 +110,7 @@ def load_matcher(
         ModelError: If it cannot be loaded, or the adapter was fitted for another one.
         InputError: If the score is unknown, or not one of this model or this adapter.
     """
-    from diffsight.backbones.clip import is_clip, load_clip
+    from diffsight.backbones.encoders.clip import is_clip, load_clip
     from diffsight.matching.adapters import load_adapter, settings_of
     from diffsight.matching.matcher import ImageTextMatcher
     from diffsight.matching.settings import with_score

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffsight.backbones.encoders import WITH_TEXTS, ImageEncoder, TextImageEncoder, encoder_kind, load_encoder
+from diffsight.backbones.encoders.loading import WITH_TEXTS, ImageEncoder, TextImageEncoder, encoder_kind, load_encoder
 from diffsight.backbones.folders import read_json
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import open_source

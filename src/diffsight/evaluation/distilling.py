@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diffsight.backbones.base import Backbone
-from diffsight.backbones.classes import refuse_unconditional
+from diffsight.backbones.models.classes import refuse_unconditional
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source
 from diffsight.errors import ImageError, InputError

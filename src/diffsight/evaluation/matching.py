@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diffsight.backbones.dual import DualEncoder
+from diffsight.backbones.encoders.dual import DualEncoder
 from diffsight.evaluation.blind import blind_baseline
 from diffsight.evaluation.match_tasks import MatchTask
 from diffsight.evaluation.metrics.matching import Outcome, judge, summarize

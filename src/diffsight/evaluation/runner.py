@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from diffsight.backbones.base import Backbone
-from diffsight.backbones.classes import refuse_unconditional
 from diffsight.backbones.encoding import Encoded, encode_images
+from diffsight.backbones.models.classes import refuse_unconditional
 from diffsight.data.class_folders import id_prompts
 from diffsight.data.prompts import PromptSet
 from diffsight.data.sources import Source, open_source

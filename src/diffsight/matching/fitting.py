@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffsight.backbones.base import Backbone, Condition, ReadsText
-from diffsight.backbones.classes import refuse_unconditional
-from diffsight.backbones.dual import DualEncoder
+from diffsight.backbones.encoders.dual import DualEncoder
+from diffsight.backbones.models.classes import refuse_unconditional
 from diffsight.data.queries import Query
 from diffsight.errors import InputError
 from diffsight.matching import scores

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from diffsight.backbones.base import Backbone
-from diffsight.backbones.classes import refuse_unconditional
-from diffsight.backbones.clip import is_clip, load_clip
-from diffsight.backbones.dual import DualEncoder
+from diffsight.backbones.encoders.clip import is_clip, load_clip
+from diffsight.backbones.encoders.dual import DualEncoder
 from diffsight.backbones.loading import load
+from diffsight.backbones.models.classes import refuse_unconditional
 from diffsight.data.images import images_from
 from diffsight.data.queries import Query
 from diffsight.errors import DiffsightError, InputError

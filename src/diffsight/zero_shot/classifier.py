@@ -11,9 +11,9 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from diffsight.backbones.base import Backbone
-from diffsight.backbones.classes import refuse_unconditional
 from diffsight.backbones.encoding import by_content, encode_images
 from diffsight.backbones.loading import load
+from diffsight.backbones.models.classes import refuse_unconditional
 from diffsight.data.images import images_from
 from diffsight.data.prompts import PromptSet
 from diffsight.errors import ImageError, InputError

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffsight.backbones.encoders import WITH_TEXTS
+from diffsight.backbones.encoders.loading import WITH_TEXTS
 from diffsight.errors import InputError, nearest
 from diffsight.evaluation.baselines import TIMM_KIND, baseline_kind
 from diffsight.evaluation.metrics.accuracy import wilson

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffsight.backbones.encoders import load_encoder
+from diffsight.backbones.encoders.loading import load_encoder
 from diffsight.data.images import images_from
 from diffsight.data.sources import Source
 from diffsight.errors import ImageError, NumericsError

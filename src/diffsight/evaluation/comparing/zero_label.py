@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffsight.backbones.classes import refuse_unconditional
+from diffsight.backbones.models.classes import refuse_unconditional
 from diffsight.data.prompts import PromptSet
 from diffsight.errors import InputError
 from diffsight.evaluation import runner

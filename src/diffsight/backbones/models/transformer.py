@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.classes import class_id
 from diffsight.backbones.layers import transformer_layers
+from diffsight.backbones.models.classes import class_id
+from diffsight.backbones.models.vae import LatentSpace
 from diffsight.backbones.opened import Opened, predicted
-from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.prediction import Prediction

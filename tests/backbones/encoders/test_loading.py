@@ -7,8 +7,8 @@ from encoders import save_dinov2, save_siglip
 from PIL import Image
 from transformers import Dinov2Model, SiglipModel
 
-from diffsight.backbones.encoders import ImageEncoder, TextImageEncoder, encoder_kind, load_encoder
-from diffsight.backbones.processing import processed
+from diffsight.backbones.encoders.loading import ImageEncoder, TextImageEncoder, encoder_kind, load_encoder
+from diffsight.backbones.encoders.processing import processed
 from diffsight.errors import ModelError, PromptError
 
 

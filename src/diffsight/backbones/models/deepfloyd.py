@@ -11,9 +11,9 @@ from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.layers import unet_layers
+from diffsight.backbones.models.t5 import T5Reader, open_t5
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.backbones.small_memory import visiting
-from diffsight.backbones.t5 import T5Reader, open_t5
 from diffsight.backbones.text import Tokens
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from diffsight.backbones.processing import Processor, as_bytes, described, normalised, processed, unit
+from diffsight.backbones.encoders.processing import Processor, as_bytes, described, normalised, processed, unit
 from diffsight.backbones.text import check_length
 
 _GROUP = 64

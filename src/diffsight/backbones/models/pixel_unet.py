@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.classes import class_id
-from diffsight.backbones.edm import Preconditioning, preconditioning
 from diffsight.backbones.folders import own_settings
 from diffsight.backbones.layers import unet_layers
+from diffsight.backbones.models.classes import class_id
+from diffsight.backbones.models.edm import Preconditioning, preconditioning
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance

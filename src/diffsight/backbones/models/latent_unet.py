@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.layers import unet_layers
+from diffsight.backbones.models.distilled import check_distillation
+from diffsight.backbones.models.vae import LatentSpace
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens, check_length, spelled, tokenize
-from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule, from_config

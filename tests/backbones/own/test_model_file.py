@@ -10,7 +10,7 @@ from tiny.additions import save_embedding, save_lora
 
 from diffsight.backbones import load
 from diffsight.backbones.cards import honesty
-from diffsight.backbones.model_file import Embedding, Lora, read_model_file
+from diffsight.backbones.own.model_file import Embedding, Lora, read_model_file
 from diffsight.errors import InputError, ModelError
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffsight.backbones.kinds import model_type
+from diffsight.backbones.encoders.kinds import model_type
 from diffsight.errors import ModelError
 
 WITH_TEXTS = ("clip", "siglip")
@@ -88,22 +88,22 @@ def load_encoder(
     """
     match encoder_kind(name):
         case "siglip":
-            from diffsight.backbones.siglip import load_siglip
+            from diffsight.backbones.encoders.siglip import load_siglip
 
             return load_siglip(name, device=device, dtype=dtype)
         case "dinov2":
-            from diffsight.backbones.dinov2 import load_dinov2
+            from diffsight.backbones.encoders.dinov2 import load_dinov2
 
             return load_dinov2(name, device=device, dtype=dtype)
         case "clip":
-            from diffsight.backbones.clip import load_clip
+            from diffsight.backbones.encoders.clip import load_clip
 
             return load_clip(name, device=device, dtype=dtype)
         case _:
             pass
     if str(name).startswith("hf:"):
+        from diffsight.backbones.encoders.kinds import ADVICE
         from diffsight.backbones.hub import download, repository
-        from diffsight.backbones.kinds import ADVICE
 
         download([repository(str(name), None)], ["config.json"], advice=ADVICE)  # says why it cannot be reached
     elif "/" in str(name) and not Path(name).expanduser().exists():

@@ -19,7 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffsight.backbones.adm_networks import KINDS, ADMConfig, empty_network, find_kind, scheduler, time_table
+from diffsight.backbones.converting.adm_networks import (
+    KINDS,
+    ADMConfig,
+    empty_network,
+    find_kind,
+    scheduler,
+    time_table,
+)
 from diffsight.backbones.folders import one_line
 from diffsight.errors import InputError, ModelError
 

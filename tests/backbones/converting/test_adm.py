@@ -5,15 +5,15 @@ from functools import partial
 
 import pytest
 import torch
-from backbones.adm_reference import Reference
+from backbones.converting.adm_reference import Reference
 from diffusers import DDPMPipeline, UNet2DModel
 from safetensors.torch import save_file
 
 from diffsight import backbones
-from diffsight.backbones.adm import _plan, convert_adm
-from diffsight.backbones.adm_networks import KINDS, REFUSED, ADMConfig, empty_network, scheduler, time_table
+from diffsight.backbones.converting.adm import _plan, convert_adm
+from diffsight.backbones.converting.adm_networks import KINDS, REFUSED, ADMConfig, empty_network, scheduler, time_table
 from diffsight.backbones.layers import find_layer, intermediates, profile
-from diffsight.backbones.pixel_unet import PixelUNet
+from diffsight.backbones.models.pixel_unet import PixelUNet
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.schedule import from_config
@@ -336,7 +336,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(checkpoint, tmp_path,
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffsight.backbones.adm.save_file", full)
+    monkeypatch.setattr("diffsight.backbones.converting.adm.save_file", full)
     with pytest.raises(ModelError, match="No space left"):
         convert_adm(checkpoint, tmp_path / "out", kind=SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from diffsight.backbones.cards import Card, assets, cards, find_card
+from diffsight.backbones.encoders.kinds import ADVICE
+from diffsight.backbones.encoders.processing import Processor, processed
 from diffsight.backbones.folders import PICKLES, one_line, read_json
 from diffsight.backbones.hub import download, repositories, repository
-from diffsight.backbones.kinds import ADVICE
 from diffsight.backbones.opened import quiet
-from diffsight.backbones.processing import Processor, processed
 from diffsight.errors import ModelError
 
 _FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")

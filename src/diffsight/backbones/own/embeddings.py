@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffsight.backbones.folders import one_line
-from diffsight.backbones.model_file import Embedding
+from diffsight.backbones.own.model_file import Embedding
 from diffsight.errors import ModelError
 
 _NAMELESS = ("emb_params",)  # Of a file that does not say its token.

@@ -15,9 +15,9 @@ except ImportError:  # as for CLIP
     from transformers import BitImageProcessor as DinoProcessor
 
 from diffsight.backbones.base import resolve_device, resolve_dtype
-from diffsight.backbones.encoder_folders import content_hash, locate, made_size, read_network, reading
+from diffsight.backbones.encoders.folders import content_hash, locate, made_size, read_network, reading
+from diffsight.backbones.encoders.processing import Processor, as_bytes, described, normalised
 from diffsight.backbones.opened import frozen
-from diffsight.backbones.processing import Processor, as_bytes, described, normalised
 from diffsight.errors import ModelError
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Gemma2Model, GemmaTokenizerFast, PreTrainedTokenizerBase
 
+from diffsight.backbones.models.pieces import open_pieces
 from diffsight.backbones.opened import Opened
-from diffsight.backbones.pieces import open_pieces
 from diffsight.backbones.text import Tokens
 from diffsight.errors import PromptError
 

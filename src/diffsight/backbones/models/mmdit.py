@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.layers import transformer_layers
+from diffsight.backbones.models.distilled import check_distillation
+from diffsight.backbones.models.vae import LatentSpace
 from diffsight.backbones.opened import Opened
 from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens, check_length, tokenize
-from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule, from_config

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffsight.backbones.folders import one_line, read_json
-from diffsight.backbones.model_file import Lora
+from diffsight.backbones.own.model_file import Lora
 from diffsight.errors import ModelError
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ except ImportError:  # as for CLIP
     from transformers import SiglipImageProcessor as SiglipProcessor
 
 from diffsight.backbones.base import resolve_device, resolve_dtype
-from diffsight.backbones.dual import DualEncoder
-from diffsight.backbones.encoder_folders import (
+from diffsight.backbones.encoders.dual import DualEncoder
+from diffsight.backbones.encoders.folders import (
     check_size,
     content_hash,
     limit_tokens,

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.distilled import check_distillation
-from diffsight.backbones.gemma import GemmaReader, open_gemma
 from diffsight.backbones.layers import transformer_layers
+from diffsight.backbones.models.distilled import check_distillation
+from diffsight.backbones.models.gemma import GemmaReader, open_gemma
 from diffsight.backbones.opened import Opened
 from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5TokenizerFast
 
+from diffsight.backbones.models.pieces import open_pieces
 from diffsight.backbones.opened import Opened
-from diffsight.backbones.pieces import open_pieces
 from diffsight.backbones.text import Tokens, check_length, tokenize_pieces
 from diffsight.errors import ModelError
 

@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.distilled import check_distillation
 from diffsight.backbones.layers import transformer_layers
+from diffsight.backbones.models.distilled import check_distillation
+from diffsight.backbones.models.t5 import T5Reader, open_t5
+from diffsight.backbones.models.vae import LatentSpace
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.backbones.small_memory import visiting
-from diffsight.backbones.t5 import T5Reader, open_t5
 from diffsight.backbones.text import Tokens
-from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.likelihood import learned_log_variance
 from diffsight.diffusion.prediction import Prediction, Space

@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerBase
 
 from diffsight.backbones.base import Condition, Layer
-from diffsight.backbones.distilled import check_distillation
-from diffsight.backbones.edm import Preconditioning, preconditioning
 from diffsight.backbones.layers import unet_layers
+from diffsight.backbones.models.distilled import check_distillation
+from diffsight.backbones.models.edm import Preconditioning, preconditioning
+from diffsight.backbones.models.vae import LatentSpace
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens, check_length, spelled, tokenize
-from diffsight.backbones.vae import LatentSpace
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule, from_config

@@ -12,8 +12,8 @@ except ImportError:  # The first releases of transformers 5 call it by the name 
     from transformers import CLIPImageProcessor as ClipProcessor
 
 from diffsight.backbones.base import resolve_device, resolve_dtype
-from diffsight.backbones.dual import DualEncoder
-from diffsight.backbones.encoder_folders import (
+from diffsight.backbones.encoders.dual import DualEncoder
+from diffsight.backbones.encoders.folders import (
     check_size,
     content_hash,
     limit_tokens,
@@ -22,7 +22,7 @@ from diffsight.backbones.encoder_folders import (
     read_network,
     reading,
 )
-from diffsight.backbones.kinds import model_type
+from diffsight.backbones.encoders.kinds import model_type
 from diffsight.backbones.opened import frozen
 from diffsight.errors import ModelError
 

@@ -11,7 +11,7 @@ from pipelines import save_stable_diffusion, tokenizer
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from diffsight.backbones.cards import Card, cards
-from diffsight.backbones.clip import clip_hash, is_clip, load_clip
+from diffsight.backbones.encoders.clip import clip_hash, is_clip, load_clip
 from diffsight.errors import InputError, ModelError, PromptError
 
 TEXTS = ["a photo of a cat", "a dog", "bird", "a photo of a bird, a dog"]
@@ -72,7 +72,7 @@ def small_card(monkeypatch, folder):
 
     def use(**values):
         changed = dict(cards()) | {"small-clip": replace(card, **values)}
-        for module in ("cards", "encoder_folders"):
+        for module in ("cards", "encoders.folders"):
             monkeypatch.setattr(import_module(f"diffsight.backbones.{module}"), "cards", lambda: changed)
 
     return use

@@ -1,0 +1,1 @@
+"""Published formats that become diffusers folders."""

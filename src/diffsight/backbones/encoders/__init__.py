@@ -1,0 +1,1 @@
+"""Encoders to compare with: CLIP, SigLIP and DINOv2."""

@@ -1,0 +1,1 @@
+"""What users trained themselves, on top of a known model."""
