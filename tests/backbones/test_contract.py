@@ -190,8 +190,10 @@ def test_images_become_latents_and_come_back(backbone):
 
 def test_an_image_is_drawn(backbone):
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
-    sampler = Sampler(name="euler", steps=2)
-    latents = draw(backbone, backbone.condition(["cat", "dog"]), torch.tensor([1.0, 3.0]), noise, sampler=sampler)
+    condition, scale = backbone.condition(["cat", "dog"]), torch.tensor([1.0, 3.0])
+    latents = draw(backbone, condition, scale, noise, sampler=Sampler(steps=2))
+    named = "dpm++" if backbone.schedule.kind == "ddpm" else "euler"
+    assert torch.equal(latents, draw(backbone, condition, scale, noise, sampler=Sampler(name=named, steps=2)))
     assert latents.isfinite().all()
     pictures = to_pixels(backbone, latents)
     assert pictures.shape == (2, backbone.transform.size, backbone.transform.size, 3)

@@ -221,7 +221,8 @@ def test_what_cannot_be_sampled_is_refused(sd):
     with pytest.raises(InputError, match="1000 noise levels: at most 999 steps; got 1000"):
         Sampler(steps=1000).check(sd)
     with pytest.raises(InputError, match=r"EDM's noise levels, which the sampler 'dpm\+\+' does not know. Use 'euler'"):
-        Sampler().check(replace(sd, schedule=edm()))
+        Sampler(name="dpm++").check(replace(sd, schedule=edm()))
+    Sampler().check(replace(sd, schedule=edm()))
     with pytest.raises(InputError, match="got 1, 2 and 2"):
         draw(sd, sd.condition(["a"]), torch.ones(2), noise_for(sd, 2), sampler=Sampler())
     for name in SAMPLERS:

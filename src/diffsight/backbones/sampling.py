@@ -25,6 +25,7 @@ SAMPLERS: Mapping[str, str] = {
     "dpm++": "DPM-Solver++ of order 2, multistep (2211.01095)",
     "euler": "Euler's method on the probability flow (2206.00364), the one for rectified flows and EDM",
 }
+AUTO = "auto"
 # "leading" is CompVis's spacing; DPM-Solver++'s own is "linspace", whose steps must be whole numbers.
 _SPACINGS = {"ddim": "leading", "dpm++": "linspace", "euler": "leading"}
 _NO_SIGNAL = 1e-3  # Under this alpha the last level is pure noise, and sampling has to start there (2305.08891 §3.3).
@@ -37,21 +38,27 @@ class Sampler:
     """How noise becomes an image.
 
     Attributes:
-        name: ``"ddim"``, ``"dpm++"`` or ``"euler"``.
+        name: ``"ddim"``, ``"dpm++"`` or ``"euler"``; ``"auto"`` is DPM-Solver++, and for rectified flows and EDM Euler.
         steps: Denoising steps; each is one call of the denoiser, and two with guidance.
 
     Raises:
         InputError: If there is no such sampler, or the steps are no number from 1.
     """
 
-    name: str = "dpm++"
+    name: str = AUTO
     steps: int = 20
 
     def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
+        if self.name not in (AUTO, *SAMPLERS):
             raise InputError(f"Unknown sampler {self.name!r}. {nearest(self.name, SAMPLERS)}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"A sampler takes a whole number of steps from 1; got {self.steps!r}.")
+
+    def fitting(self, schedule: Schedule) -> "Sampler":
+        """The same with a name of `SAMPLERS`: what ``"auto"`` stands for with such noise levels."""
+        if self.name != AUTO:
+            return self
+        return replace(self, name="dpm++" if schedule.kind == "ddpm" else "euler")
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a model that this sampler cannot sample.
@@ -177,7 +184,7 @@ class _Path:
 
 
 def _plan(schedule: Schedule, sampler: Sampler, name: str) -> _Path:
-    largest = len(schedule) - 1
+    largest, sampler = len(schedule) - 1, sampler.fitting(schedule)
     if sampler.steps > largest:
         raise InputError(f"{name} has {len(schedule)} noise levels: at most {largest} steps; got {sampler.steps}.")
     if schedule.kind == "flow":

@@ -82,7 +82,8 @@ BankFile = Annotated[
     ),
 ]
 SamplerName = Annotated[
-    str | None, typer.Option("--sampler", metavar="NAME", help="ddim, dpm++ or euler (default: dpm++).")
+    str | None,
+    typer.Option("--sampler", metavar="NAME", help="ddim, dpm++ or euler (default: dpm++, of flows and EDM euler)."),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, metavar="N", help="Denoising steps (default: 20).")]
 GuidanceScale = Annotated[

@@ -202,6 +202,7 @@ def make_plan(backbone: Backbone, classes: Classes | Sequence[str], settings: Sy
     """
     chosen = classes if isinstance(classes, Classes) else Classes.parse(classes)
     settings = settings or SynthesisSettings()
+    settings = replace(settings, sampler=settings.sampler.fitting(backbone.schedule))
     if backbone.class_names == ():
         raise PromptError(
             f"{backbone.name} is unconditional: it takes neither classes nor text, so it cannot draw a class. Use a "
