@@ -27,6 +27,9 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(items):
+    # Files with slow tests first: at the end one process would wait for the other.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     for item in items:

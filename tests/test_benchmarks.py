@@ -58,6 +58,7 @@ def photographs():
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_synthesis_is_measured_from_sets_to_tables(photographs, tmp_path):
     work, figures = tmp_path / "work", tmp_path / "figures"
     kinds = ("sets", "train", "gdc")

@@ -24,6 +24,7 @@ def photographs(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run_as_they_say(example, photographs, tmp_path):
     usage = re.search(r"^    python (examples/\S+) (.*)$", example.read_text(encoding="utf-8"), re.MULTILINE)

@@ -103,6 +103,7 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_commands(command, folder, offline, monkeypatch, capsys):
     monkeypatch.setenv("DIFFSIGHT_CACHE", str(folder / "cache"))

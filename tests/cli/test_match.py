@@ -158,6 +158,7 @@ def test_an_explanation_tells_of_each_word(match, photos, tmp_path):
     assert len(values["gain_by_timestep"]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weights", "prompt", "lora"])
 def test_a_few_queries_are_learnt_from(match, run, sd, photos, tmp_path, kind):
     extra = [] if kind == "weights" else ["--steps", 2]

@@ -86,6 +86,7 @@ def _extract_until_killed(path, folder, marker):
     extract(plan(load("tiny-fashion", device="cpu")), pictures, out=path, batch_size=16, progress=report)
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_is_continued_and_gives_the_same_bytes(tmp_path, folder, small_shards):
     from diffsight import load
 
