@@ -252,3 +252,11 @@ def test_a_task_file_makes_a_task_of_its_folder(tmp_path):
 def test_tasks_are_listed_without_torch():
     script = "import sys, diffsight.evaluation.task as t; t.load_task('pets'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_folder_with_the_name_of_a_task_is_told_from_it(tmp_path, monkeypatch, caplog):
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load_task("pets").source != "folder:pets"
+    assert "write ./pets or folder:pets" in caplog.text
+    assert load_task("./pets").source == "folder:pets"

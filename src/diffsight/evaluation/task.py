@@ -21,6 +21,7 @@ as the name of a task or at the end of a source.
 Prompts and class names decide results as much as the model does, so they are part of the task and of its version.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ from diffsight.data.folder_sets import known_names
 from diffsight.errors import InputError, PromptError, SourceError, nearest
 from diffsight.evaluation.metrics.accuracy import Metric
 from diffsight.evaluation.task_file import OPTIONAL, REQUIRED, check_value, read_task
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 OWN = "task.yaml"  # what describes the task of a folder
@@ -137,6 +140,8 @@ def load_task(name_or_path: str | Path) -> Task:
         return replace(task, name=f"{task.name}@{change.spec}", source=f"{task.source}@{change.spec}")
     path = Path(text.removeprefix("folder:")).expanduser()
     if text in list_tasks():
+        if path.is_dir():
+            log.warning("%s is a task of diffsight. For the folder write ./%s or folder:%s.", text, text, text)
         return parse_task(_builtin().joinpath(f"{text}.yaml").read_text("utf-8"), origin=f"{text}.yaml")
     if not text.startswith("folder:") and (path / OWN).is_file():
         return _load_file(path / OWN)

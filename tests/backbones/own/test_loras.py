@@ -42,7 +42,7 @@ def pipeline_of(folder, *loras):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Of peft, at the second one.
         for number, (file, _) in enumerate(loras):
-            pipeline.load_lora_weights(str(file), adapter_name=f"a{number}")
+            pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=f"a{number}")
     pipeline.set_adapters([f"a{number}" for number in range(len(loras))], [scale for _, scale in loras])
     return pipeline
 

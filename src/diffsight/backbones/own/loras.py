@@ -131,8 +131,9 @@ def _read(kind: Any, lora: Lora, parts: Sequence[str], options: Mapping[str, Any
         first = ", ".join(keys[:3])
         if any("dora_scale" in key for key in keys):
             raise ModelError(f"{name} is a DoRA, of which diffusers would read a part only. Fuse it where it was made.")
+        # By folder and name: diffusers 0.36 asks for both where there is no network.
         state, *alphas, metadata = kind.lora_state_dict(
-            str(lora.file), use_safetensors=True, local_files_only=True, **options
+            str(lora.file.parent), weight_name=name, use_safetensors=True, local_files_only=True, **options
         )
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         if isinstance(error, ModelError):
