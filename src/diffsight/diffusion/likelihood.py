@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffsight.diffusion.prediction import Prediction
+from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule
 from diffsight.diffusion.transfer import send
 from diffsight.errors import InputError
@@ -44,6 +44,30 @@ def learned_log_variance(
     high = _rows(_beta(schedule).log(), index, factor)
     fraction = (factor.float() + 1) / 2
     return fraction * high + (1 - fraction) * low
+
+
+def with_variance(
+    output: Float[Tensor, "b channels h w"],
+    kind: Space,
+    x_t: Float[Tensor, "b c h w"],
+    schedule: Schedule,
+    index: Int[Tensor, " b"],
+) -> Prediction:
+    """The prediction of a network that may say its variance, too: then its output has twice the channels of its input.
+
+    Args:
+        output: What the network gave, fp32.
+        kind: What its first half, or all of it, stands for.
+        x_t: The noised image.
+        schedule: A DDPM schedule, if there is a variance.
+        index: Level of each row.
+    """
+    alpha, sigma = schedule.at(index, like=x_t)
+    log_variance = None
+    if output.shape[1] == 2 * x_t.shape[1]:
+        output, factor = output.chunk(2, dim=1)
+        log_variance = learned_log_variance(factor, schedule, index)
+    return Prediction(output=output, kind=kind, x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance)
 
 
 def kl_bits(

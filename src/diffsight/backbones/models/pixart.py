@@ -18,7 +18,7 @@ from diffsight.backbones.opened import Opened, predicted
 from diffsight.backbones.small_memory import visiting
 from diffsight.backbones.text import Tokens
 from diffsight.data.images import ImageTransform
-from diffsight.diffusion.likelihood import learned_log_variance
+from diffsight.diffusion.likelihood import with_variance
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule, from_config
 from diffsight.diffusion.transfer import send
@@ -120,14 +120,7 @@ class PixArt:
             timestep=timestep,
             added_cond_kwargs={key: condition.tensors.get(key) for key in ("resolution", "aspect_ratio")},
         ).sample.float()
-        alpha, sigma = self.schedule.at(index, like=x_t)
-        log_variance = None
-        if self.learned_variance:
-            output, factor = output.chunk(2, dim=1)
-            log_variance = learned_log_variance(factor, self.schedule, index)
-        return Prediction(
-            output=output, kind=self.prediction, x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance
-        )
+        return with_variance(output, self.prediction, x_t, self.schedule, index)
 
     def __sklearn_clone__(self) -> Self:
         # A cloned estimator shares the frozen model instead of copying gigabytes.

@@ -19,7 +19,7 @@ from diffsight.backbones.models.classes import class_id
 from diffsight.backbones.models.edm import Preconditioning, preconditioning
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.data.images import ImageTransform
-from diffsight.diffusion.likelihood import learned_log_variance
+from diffsight.diffusion.likelihood import with_variance
 from diffsight.diffusion.prediction import Prediction, Space
 from diffsight.diffusion.schedule import Schedule, from_config
 from diffsight.diffusion.transfer import send
@@ -118,20 +118,14 @@ class PixelUNet:
                 f"{self.name} is class-conditional and has no null class, which this needs: name a class, or write "
                 f'{{"null_class": ID}} into its diffsight.json if one of its classes was trained as that.'
             )
-        alpha, sigma = self.schedule.at(index, like=x_t)
+        _, sigma = self.schedule.at(index, like=x_t)
         times = self.schedule.timesteps[index.cpu()]
         timestep = send(times.long() if self.edm is None else times.float(), x_t.device)
         fed = x_t if self.edm is None else self.edm.scaled(x_t, sigma)
         output = self.unet(fed.to(self.dtype), timestep, class_labels=labels).sample.float()
         if self.edm is not None:
             output = self.edm.noise(output, x_t, sigma)
-        log_variance = None
-        if self.learned_variance:
-            output, factor = output.chunk(2, dim=1)
-            log_variance = learned_log_variance(factor, self.schedule, index)
-        return Prediction(
-            output=output, kind=self.prediction, x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance
-        )
+        return with_variance(output, self.prediction, x_t, self.schedule, index)
 
     def __sklearn_clone__(self) -> Self:
         # A cloned estimator shares the frozen model instead of copying gigabytes.

@@ -15,7 +15,7 @@ from diffsight.backbones.models.classes import class_id
 from diffsight.backbones.models.vae import LatentSpace
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.data.images import ImageTransform
-from diffsight.diffusion.likelihood import learned_log_variance
+from diffsight.diffusion.likelihood import with_variance
 from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule, from_config
 from diffsight.diffusion.transfer import send
@@ -87,13 +87,7 @@ class ClassTransformer:
         output = self.transformer(
             x_t.to(self.dtype), timestep=timestep, class_labels=condition.tensors["class_labels"]
         ).sample.float()
-        alpha, sigma = self.schedule.at(index, like=x_t)
-        channels = self.transformer.config.in_channels
-        log_variance = None
-        if self.learned_variance:
-            output, factor = output.split(channels, dim=1)
-            log_variance = learned_log_variance(factor, self.schedule, index)
-        return Prediction(output=output, kind="eps", x_t=x_t, alpha=alpha, sigma=sigma, log_variance=log_variance)
+        return with_variance(output, "eps", x_t, self.schedule, index)
 
     def __sklearn_clone__(self) -> Self:
         # A cloned estimator shares the frozen model instead of copying gigabytes.
