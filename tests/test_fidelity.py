@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from diffsight.data import blurring, digital, pixel_noise, weather
+from diffsight.data.corruptions import CORRUPTIONS
 from diffsight.data.folder_sets import CLASS_FOLDERS
 from diffsight.evaluation.task import list_tasks, load_task
 from diffsight.features.heads.recipes import RECIPES, find_recipe
@@ -160,3 +163,28 @@ def test_every_preset_is_on_the_page():
 
 def test_numbers_that_could_not_be_confirmed_are_not_targets():
     assert not re.search(r"26\.4|77\.5|64\.6|30\.2|33\.9|32\.1", TEXT)
+
+
+def test_corruptions():
+    tables = {
+        "gaussian-noise": pixel_noise.GAUSSIAN,
+        "shot-noise": pixel_noise.PHOTONS,
+        "impulse-noise": pixel_noise.STRUCK,
+        "defocus-blur": blurring.DEFOCUS,
+        "glass-blur": blurring.GLASS,
+        "motion-blur": blurring.MOTION,
+        "zoom-blur": blurring.ZOOM,
+        "snow": weather.SNOW,
+        "frost": weather.FROST,
+        "fog": weather.FOG,
+        "brightness": weather.BRIGHTNESS,
+        "contrast": digital.CONTRAST,
+        "elastic-transform": digital.ELASTIC,
+        "pixelate": digital.PIXELATE,
+        "jpeg-compression": digital.JPEG,
+    }
+    found = {name: cells for name, *cells in rows("Hendrycks & Dietterich")}
+    assert found.keys() == {*CORRUPTIONS} == tables.keys()
+    for name, cells in found.items():
+        large = tables[name][False]  # the table of images of 224 pixels
+        assert [[float(value) for value in cell.split()] for cell in cells] == [[*np.atleast_1d(one)] for one in large]
