@@ -236,4 +236,6 @@ def _metrics_table(metrics: dict[str, Any]) -> str:
     text = output.table(rows)
     ties = 0 if results is None else results["ties"]
     tail = f"{ties} ties, {metrics['failed']} failed, {metrics['no_query']} rows that are no query, "
-    return text + "\n" + tail + f"{metrics['calls']['per_query']:,.1f} calls per query"
+    seconds = metrics["speed"]["seconds_per_query"]
+    spent = "" if seconds is None else f", {output.duration(seconds)} per query"
+    return text + "\n" + tail + f"{metrics['calls']['per_query']:,.1f} calls per query" + spent

@@ -64,7 +64,8 @@ def evaluate_matching(
         progress: Called with (queries finished, denoiser calls so far).
 
     Returns:
-        The metrics, which are also in ``metrics.json``.
+        The metrics, which are also in ``metrics.json``; what is measured and not computed is under ``speed``: wall time
+        of all sessions, with reading the images and without loading the model.
 
     Raises:
         InputError: If a batch that leaks has queries with other numbers of candidates.
@@ -76,8 +77,8 @@ def evaluate_matching(
         commit_every = -(-commit_every // leaking) * leaking
     with Run.open(out, job.manifest()) as run:
         if run.commits == 0:
-            run.commit({}, progress={"finished": 0, "calls": 0})
-        finished, spent = run.progress["finished"], run.progress["calls"]
+            run.commit({}, progress={"finished": 0, "calls": 0, "seconds": 0.0})
+        finished, spent, seconds = (run.progress.get(key) for key in ("finished", "calls", "seconds"))
         # What an interrupted run had called for is in `spent`; this process counts from there.
         before = job.matcher.calls
         # Groups are cut as in a run without interruption, so that the calls which queries share are the same.
@@ -88,15 +89,19 @@ def evaluate_matching(
                 if progress is not None:
                     progress(start + done, spent + calls - before)
 
+            began = time.perf_counter()
             matches = list(job.matcher.match(part, progress=report))
+            seconds = None if seconds is None else seconds + time.perf_counter() - began
             calls = spent + job.matcher.calls - before
             run.commit(
                 {"matches": _table(matches)},
                 failures=[{"id": m.id, "reason": m.failure} for m in matches if m.failure is not None],
-                progress={"finished": start + len(part), "calls": calls},
+                progress={"finished": start + len(part), "calls": calls, "seconds": seconds},
             )
         invalid = None if leaking is None else NOT_VALID
         metrics = match_metrics(job.task, _matches(run), calls=run.progress["calls"], invalid=invalid)
+        known = seconds if queries else None
+        metrics["speed"] = {"seconds": known, "seconds_per_query": known and known / len(queries)}
         run.finish(metrics)
         return metrics
 

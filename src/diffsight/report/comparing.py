@@ -20,6 +20,7 @@ _ALL_PAIRS = 6  # Of more runs, each is only compared with the first.
 def summary_of(reading: Reading) -> dict[str, Any]:
     """A run in a few JSON values."""
     metrics = reading.metrics or {}
+    speed = metrics.get("speed") or {}
     if reading.kind == "recognition":
         measure, value = metrics["metric"], metrics[metrics["metric"]]
         counts = {"images": metrics["images"], "coverage": metrics["coverage"]}
@@ -43,7 +44,7 @@ def summary_of(reading: Reading) -> dict[str, Any]:
         "failed": len(reading.failures),
         "ties": metrics.get("ties", (metrics.get("results") or {}).get("ties")),
         "calls": calls,
-        "seconds": (metrics.get("speed") or {}).get("seconds_per_image"),
+        "seconds": speed.get("seconds_per_image", speed.get("seconds_per_query")),
         "fingerprint": reading.run.manifest.fingerprint,
     }
 

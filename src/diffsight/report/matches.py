@@ -15,7 +15,7 @@ from diffsight.matching.answers import Match
 from diffsight.report import describing
 from diffsight.report.blocks import Block, Cell, Column, Gallery, Picture, Section, Table, Text, Tile, Tiles
 from diffsight.report.galleries import failure_table
-from diffsight.report.numbers import NOTHING, count, interval, plural, rate, share
+from diffsight.report.numbers import NOTHING, briefly, count, interval, plural, rate, share
 from diffsight.report.pictures import data_uri, option
 from diffsight.report.reading import Reading
 
@@ -129,6 +129,8 @@ def headline(reading: Reading) -> Tiles:
     if calls["total"]:
         detail = f"{count(calls['total'])} in all"
         tiles.append(Tile(label="calls per query", value=rate(calls["per_query"]), detail=detail))
+    if (seconds := (metrics.get("speed") or {}).get("seconds_per_query")) is not None:
+        tiles.append(Tile(label="time per query", value=briefly(seconds), detail="with reading the images"))
     return Tiles(tiles)
 
 
