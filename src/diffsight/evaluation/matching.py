@@ -78,7 +78,7 @@ def evaluate_matching(
     with Run.open(out, job.manifest()) as run:
         if run.commits == 0:
             run.commit({}, progress={"finished": 0, "calls": 0, "seconds": 0.0})
-        finished, spent, seconds = (run.progress.get(key) for key in ("finished", "calls", "seconds"))
+        finished, spent, seconds = run.progress["finished"], run.progress["calls"], run.progress.get("seconds")
         # What an interrupted run had called for is in `spent`; this process counts from there.
         before = job.matcher.calls
         # Groups are cut as in a run without interruption, so that the calls which queries share are the same.
