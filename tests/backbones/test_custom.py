@@ -201,6 +201,12 @@ def test_an_unconditional_network_has_features_and_no_classes():
         ({"class_names": ("cat", "cat")}, InputError, "same name"),
         ({"network": nn.Conv2d(3, 3, 1)}, ModelError, "could not be run on one image"),
         ({"network": Network(channels=2)}, ModelError, "could not be run on one image"),
+        ({"class_names": "cat"}, InputError, "list of names"),
+        ({"null": 4}, ModelError, "could not be run"),
+        ({"class_names": (*NAMES, "frog", "fish"), "null": None}, ModelError, "could not be run"),
+        ({"condition": lambda names: [1], "null": None}, ModelError, "dictionary of tensors .* got a list"),
+        ({"encode": lambda x: (x,), "decode": lambda x: x}, ModelError, "must give a tensor, .* got a tuple"),
+        ({"encode": lambda x: x + torch.randn_like(x), "decode": lambda x: x}, ModelError, "something else each time"),
         (
             {"condition": lambda names: {"y": torch.zeros(5)}, "null": None},
             ModelError,
@@ -220,3 +226,32 @@ def test_a_variance_beside_the_prediction_is_refused():
 
     with pytest.raises(ModelError, match=r"gave \(1, 6, 16, 16\) for an input of \(1, 3, 16, 16\)"):
         classes(network=Twice())
+
+
+def test_a_network_that_changes_its_input_is_refused():
+    class Halves(Network):
+        def forward(self, x, t, class_labels):
+            return super().forward(x.mul_(0.5), t, class_labels)
+
+    with pytest.raises(ModelError, match="changes its input in place"):
+        classes(network=Halves())
+
+
+def test_whatever_a_network_raises_is_told():
+    class Fails(Network):
+        def forward(self, x, t, class_labels):
+            raise KeyError("depth")
+
+    with pytest.raises(ModelError, match=r"could not be run on one image .*'depth'"):
+        classes(network=Fails())
+
+
+def test_other_networks_are_put_into_evaluation_mode():
+    drop = nn.Dropout(0.5)
+    backbone = classes(encode=lambda x: drop(x + 1), decode=lambda x: x, others=[drop])
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(backbone.encode(images), images + 1)
+
+
+def test_the_order_of_classes_is_part_of_the_identity():
+    assert classes(class_names=NAMES[::-1]).identity() != classes().identity()

@@ -5,12 +5,17 @@ from importlib import import_module
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from pipelines import save_dit, save_stable_diffusion
+from safetensors.torch import load_file, save_file
+from tiny.flux import save_flux
+from tiny.sd3 import save_sd3
 
 import diffsight
 from diffsight.backbones import Backbone, cards, load
 from diffsight.backbones.loading import weights_hash
 from diffsight.errors import InputError, ModelError
+from diffsight.zero_shot.classifier import DiffusionClassifier
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,78 @@ def test_damaged_weights_are_told(copy):
     assert "\n" not in str(caught.value)
 
 
+def altered(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def halved(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+BREAKS = {
+    "half a text encoder": (lambda x: halved(x / "text_encoder" / "model.safetensors"), "damaged weights"),
+    "a pointer of Git LFS": (
+        lambda x: (x / "text_encoder" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "damaged weights",
+    ),
+    "no configuration": (lambda x: (x / "text_encoder" / "config.json").unlink(), "config.json of its CLIPTextModel"),
+    "no tokenizer": (lambda x: shutil.rmtree(x / "tokenizer"), "no vocabulary"),
+    "no words": (lambda x: (x / "tokenizer" / "tokenizer.json").unlink(), "no vocabulary"),
+    "no length": (lambda x: (x / "tokenizer" / "tokenizer_config.json").unlink(), "model_max_length"),
+    "nothing listed": (lambda x: altered(x / "model_index.json", text_encoder=[None, None]), "no text_encoder"),
+    "null": (lambda x: altered(x / "model_index.json", text_encoder=None), "no text_encoder"),
+    "half precision alone": (
+        lambda x: (x / "unet" / "diffusion_pytorch_model.safetensors").rename(x / "unet" / "model.fp16.safetensors"),
+        r"variant of its weights \(model.fp16.safetensors\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_folders_that_broke_on_their_way_are_refused(copy, case):
+    damage, message = BREAKS[case]
+    damage(copy)
+    with pytest.raises(ModelError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize(("save", "tokenizer"), [(save_sd3, "tokenizer_3"), (save_flux, "tokenizer_2")])
+def test_a_second_tokenizer_without_words_is_refused(tmp_path, save, tokenizer):
+    folder = save(tmp_path / "model")
+    (folder / tokenizer / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=f"{tokenizer} holds no vocabulary"):
+        load(folder)
+
+
+def test_weights_that_are_left_out_are_told(copy, caplog):
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(weights) | {"motion.weight": torch.ones(2)}, weights, metadata={"format": "pt"})
+    load(copy)
+    assert "1 weights that no UNet2DConditionModel knows, and they are left out: motion.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_channels": 9}, "9 channels and not the latent alone"),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 8,
+            },
+            "something beside the text",
+        ),
+        ({"cross_attention_dim": 24}, "texts of 24 numbers, and its text encoder gives 16"),
+    ],
+)
+def test_a_unet_that_is_fed_something_else_is_refused(copy, changes, message):
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(copy / "unet") | changes)
+    unet.save_pretrained(copy / "unet")
+    with pytest.raises(ModelError, match=message):
+        load(copy)
+
+
 def test_other_pipelines_are_refused_by_name(copy):
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "HunyuanDiTPipeline"}))
@@ -142,8 +219,47 @@ def test_dit_folders_load(tmp_path):
     assert backbone.transform.resize == "adm"
 
 
+def test_other_names_for_the_ids_are_another_model(tmp_path):
+    folder = save_dit(tmp_path / "dit")
+    before = load(folder).identity()
+    altered(folder / "model_index.json", id2label={"0": "dog", "1": "cat", "2": "bird"})
+    assert load(folder).identity() != before
+
+
+def test_classes_that_are_one_to_the_model_are_told(tmp_path, caplog):
+    backbone = load(save_dit(tmp_path / "dit"))
+    DiffusionClassifier(backbone, ["cat", "1"]).fit()
+    assert not caplog.text
+    DiffusionClassifier(backbone, ["cat", "dog", "0"]).fit()
+    assert "cannot tell 'cat' from '0': it reads both as the same class" in caplog.text
+
+
 def test_identity_is_of_what_changes_numbers_and_not_of_the_place(sd_folder, copy):
     assert load(copy).identity() == load(sd_folder).identity()
     config = copy / "vae" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.7}))
     assert load(copy).identity() != load(sd_folder).identity()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("unet/config.json", {"attention_head_dim": 4}),
+        ("text_encoder/config.json", {"hidden_act": "gelu"}),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "a"}),
+    ],
+)
+def test_settings_that_change_numbers_are_part_of_the_identity(sd_folder, copy, file, changes):
+    before, prompts = load(sd_folder), ["a cat", "a dog"]
+    altered(copy / file, **changes)
+    after = load(copy)
+    x_t, index = torch.ones(2, 4, 8, 8), torch.tensor([500, 500])
+    one, other = (each.predict(x_t, index, each.condition(prompts)).output for each in (before, after))
+    assert not torch.equal(one, other)
+    assert before.identity() != after.identity()
+
+
+def test_who_wrote_a_folder_is_not_part_of_the_identity(sd_folder, copy):
+    altered(copy / "unet" / "config.json", _diffusers_version="9.9.9", _name_or_path="elsewhere")
+    altered(copy / "text_encoder" / "config.json", transformers_version="9.9.9", dtype="float16")
+    assert load(copy).identity() == load(sd_folder).identity()

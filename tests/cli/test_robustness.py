@@ -1,6 +1,9 @@
 import json
+import shutil
 
 import pytest
+
+from diffsight.backbones.cards import assets
 
 QUICK = ["--policy", "exhaustive", "--draws", "2", "--severities", "5"]
 
@@ -23,6 +26,35 @@ def test_accuracies_by_corruption_and_severity(robustness, tmp_path):
     assert kept["severities"] == [5]
 
 
+def test_a_reference_of_other_images_is_refused_before_the_work(run, sd, photos, tmp_path):
+    asked = ["robustness", "--task", photos, "--model", sd, "--type", "fog", *QUICK]
+    assert run(*asked, "--limit", "3", "--out", tmp_path / "three").code == 0
+    done = run(*asked, "--out", tmp_path / "out", "--reference", tmp_path / "three")
+    assert (done.code, "they differ in data" in done.err) == (2, True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clean"]
+
+
+def test_what_is_left_out_is_told(run, sd, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "cat" / "broken.png").write_text("not an image")
+    asked = ["robustness", "--task", tmp_path / "photos", "--model", sd, "--type", "fog", "--out", tmp_path / "out"]
+    done = run(*asked, *QUICK)
+    assert done.code == 3, done.err
+    assert "Left out: 1 of 5 images" in done.out
+    assert json.loads(run(*asked, *QUICK, "--json").out)["failed"] == {"clean": 1, "fog-5": 1}
+
+
+def test_corruptions_without_a_relative_error_and_the_protocol_are_told(run, tmp_path):
+    samples = assets() / "samples"
+    asked = ["--task", samples, "--model", "tiny-shapes-clip", "--type", "jpeg-compression", "--severities", "1"]
+    asked += ["--limit", "12", "--out", tmp_path / "out"]
+    assert run("robustness", *asked).code == 0
+    done = run("robustness", *asked, "--reference", tmp_path / "out")
+    assert "No relative mCE" in done.out
+    assert "Protocol: zero-shot" in done.out
+    assert "2 of its 10 classes" in done.err
+
+
 def test_what_it_would_cost(robustness, tmp_path):
     done = robustness("--dry-run", *QUICK, "--json")
     assert json.loads(done.out)["images"] == 8
@@ -43,3 +75,4 @@ def test_wrong_input_is_refused(robustness, arguments, message, tmp_path, monkey
     done = robustness(*arguments)
     assert done.code == 2
     assert message in done.err
+    assert not (tmp_path / "x").exists()

@@ -50,6 +50,12 @@ def test_the_cost_is_told_and_nothing_is_written(run, command):
     assert not out.exists()
 
 
+def test_classes_of_a_folder_are_its_folders(run, sd, photos, tmp_path):
+    done = run("synthesize", "--task", photos, "--model", sd, "--per-class", 1, "--out", tmp_path / "set", *QUICK)
+    assert done.code == 0, done.err
+    assert read_synthetic(tmp_path / "set").classes == ("cat", "dog")
+
+
 @pytest.mark.parametrize("option", ["--classes", "--classes-file"])
 def test_classes_come_from_a_file_or_a_task(run, sd, tmp_path, option):
     file = tmp_path / "names.txt"

@@ -6,9 +6,11 @@ from diffsight.backbones import load
 from diffsight.backbones.cards import assets
 from diffsight.data.cue_conflict import cue_labels
 from diffsight.evaluation.baselines import make_baseline_job
+from diffsight.evaluation.rescoring import rescore
 from diffsight.evaluation.runner import evaluate, make_job
 from diffsight.evaluation.task import folder_task, load_task
 from diffsight.evaluation.trained import evaluate_trained
+from diffsight.report.page import make_report
 from diffsight.scoring.elimination import Exhaustive
 from diffsight.store.run import Run
 from diffsight.zero_shot.settings import Settings
@@ -34,6 +36,10 @@ def test_answers_are_counted_by_both_labels(measure, tmp_path):
     by_texture = sum(row["prediction"] == texture for row, texture in zip(rows, textures, strict=True))
     assert (found["shape"], found["texture"], found["other"]) == (by_shape, by_texture, 8 - by_shape - by_texture)
     assert found["shape_accuracy"]["value"] == by_shape / 8
+    assert make_report([tmp_path / "run"]).html.count("shape bias") == 1
+    if measure is of_diffusion:
+        again = rescore(tmp_path / "run", loss="l1")
+        assert again["cue_conflict"]["shape_accuracy"]["value"] == again["top1"]["value"]
 
 
 def test_other_tasks_have_no_such_numbers(tmp_path):

@@ -114,6 +114,12 @@ def test_more_can_be_added_and_what_is_there_stays(out, job):
     assert [*summarize_sweep(out, more).by_type] == ["contrast", "fog"]
 
 
+def test_a_run_does_not_get_others_into_it(out, job):
+    with pytest.raises(RunError, match="cannot hold runs"):
+        sweep(job, out / "clean", evaluate, ASKED)
+    assert not (out / "clean" / "clean").exists()
+
+
 def test_images_are_not_changed_twice(job):
     once = changed(job, ASKED.corruptions[0])
     assert once.source.ids[0] == f"{job.source.ids[0]}@contrast:1"

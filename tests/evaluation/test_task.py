@@ -5,6 +5,7 @@ import pytest
 import yaml
 from torchvision import datasets
 
+from diffsight.backbones.cards import assets
 from diffsight.data import cue_conflict, digits, fine_grained
 from diffsight.data.eurosat import SPATIAL
 from diffsight.data.folder_sets import CLASS_FOLDERS
@@ -260,3 +261,12 @@ def test_a_folder_with_the_name_of_a_task_is_told_from_it(tmp_path, monkeypatch,
     assert load_task("pets").source != "folder:pets"
     assert "write ./pets or folder:pets" in caplog.text
     assert load_task("./pets").source == "folder:pets"
+
+
+def test_the_first_images_of_a_folder_may_lack_classes_which_is_told(caplog):
+    task = folder_task(assets() / "samples")
+    assert len(task.open(limit=100)) == len(task.open()) == 100
+    assert not caplog.text
+    part = task.open(limit=12)
+    assert len({*part.labels}) == 2
+    assert "first 12 of the 100 images of folder:samples show 2 of its 10 classes" in caplog.text

@@ -9,7 +9,7 @@ from diffsight.errors import InputError, RunError
 from diffsight.evaluation import trained as evaluation
 from diffsight.evaluation.metrics.accuracy import wilson
 from diffsight.evaluation.recognisers import is_trained, load_recognisers
-from diffsight.evaluation.task import folder_task
+from diffsight.evaluation.task import folder_task, load_task
 from diffsight.evaluation.trained import adapted, evaluate_trained, make_trained_job, over_seeds, pace
 from diffsight.store.run import Run
 from diffsight.synthesis.export import export_onnx
@@ -142,6 +142,8 @@ def test_images_that_were_learnt_from_are_told(folder, job, photographs, tmp_pat
     assert again.learnt
     assert evaluate_trained(again, tmp_path / "run")["learnt"]
     assert not job.learnt
+    assert make_trained_job(folder_task(photographs), made.classifiers[0], limit=7).learnt  # and some of them
+    assert make_trained_job(load_task(f"{photographs}@fog:1"), made.classifiers[0]).learnt  # and changed ones
 
 
 def test_what_is_a_network(folder, photographs):

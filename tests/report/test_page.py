@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -9,9 +10,12 @@ import pytest
 from made_runs import make_run
 
 from diffsight.errors import InputError, RunError
+from diffsight.evaluation.baselines import make_baseline_job
+from diffsight.evaluation.task import folder_task, load_task
+from diffsight.evaluation.trained import evaluate_trained
 from diffsight.report import page as pages
 from diffsight.report.page import check_out, make_report, write_report
-from diffsight.store.run import Run
+from diffsight.store.run import Manifest, Run
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "<script>alert('x')</script>"
@@ -107,6 +111,20 @@ def test_pictures_are_only_those_of_the_run(scored, photographs, tmp_path):
     assert "other ids or labels" in page.text
 
 
+@pytest.mark.parametrize("name", ["cue-conflict-shapes@fog:1", "digits@resolution:8", "folder:{}@fog:1"])
+def test_pictures_that_were_made_or_changed_are_made_again(name, photographs, tmp_path):
+    task = load_task(name.format(photographs))
+    evaluate_trained(make_baseline_job(task, "tiny-shapes-clip", limit=2, device="cpu"), tmp_path / "run")
+    data = photographs if "folder" in name else None
+    assert len(check(make_report([tmp_path / "run"], data=data).html).all("img")) == 2
+
+
+def test_pictures_of_some_of_a_folder_are_found(photographs, tmp_path):
+    job = make_baseline_job(folder_task(photographs), "tiny-shapes-clip", device="cpu")
+    evaluate_trained(replace(job, source=job.source.select([1, 3, 4])), tmp_path / "run")  # as of a comparison's half
+    assert len(check(make_report([tmp_path / "run"], data=photographs).html).all("img")) == 3
+
+
 def test_no_text_of_a_run_is_markup(tmp_path):
     run = make_run(
         tmp_path / EVIL.replace("/", "_"),
@@ -188,6 +206,10 @@ def test_a_page_stays_small(tmp_path, photographs, scored, monkeypatch):
 
 
 def test_what_is_no_run_is_refused(tmp_path, scored):
+    with Run.open(tmp_path / "compared", Manifest({"task": {"name": "made"}}, {})):
+        (tmp_path / "compared" / "rows").mkdir()
+    with pytest.raises(RunError, match=r"compared is a comparison: its page is comparison\.html"):
+        make_report([tmp_path / "compared"])
     with pytest.raises(RunError, match="no run"):
         make_report([tmp_path / "none"])
     with pytest.raises(RunError, match="not a run"):

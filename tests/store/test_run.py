@@ -351,6 +351,10 @@ def test_foreign_directory_is_left_alone(tmp_path):
         Run.open(tmp_path / "thesis.tex", MANIFEST)
     with pytest.raises(RunError, match="is not a run"):
         Run.load(tmp_path)
+    with Run.open(tmp_path / "clean", MANIFEST):
+        pass
+    with pytest.raises(RunError, match=r"one of those in it, such as .*clean"):
+        Run.load(tmp_path)
 
 
 @pytest.mark.parametrize(

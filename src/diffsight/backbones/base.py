@@ -1,5 +1,6 @@
 """What every diffusion model looks like to the rest of the library."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -14,6 +15,8 @@ from diffsight.diffusion.prediction import Prediction
 from diffsight.diffusion.schedule import Schedule
 from diffsight.diffusion.transfer import send
 from diffsight.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,6 +185,38 @@ class ReadsText(Protocol):
             PromptError: If a text is longer than the model reads.
         """
         ...
+
+
+def warn_of_alike(backbone: Backbone, condition: Condition, owner: Sequence[int]) -> None:
+    """Say which classes are one to the model: where their errors differ, it is by rounding alone.
+
+    T5, for one, reads every letter of other scripts as the same unknown token; and a class has synonyms and an id.
+
+    Args:
+        backbone: The model. One that neither has classes nor can say what it reads passes.
+        condition: Of all prompts, or classes.
+        owner: The class of each.
+    """
+    read = backbone.tokens(condition.names).pieces if isinstance(backbone, ReadsText) else None
+    if read is None and not backbone.class_names:
+        return
+    rows, first, alike = condition.tensors.values(), dict[object, int](), list[tuple[int, int]]()
+    for row, class_ in enumerate(owner):
+        one = first.setdefault(read[row] if read else str([each[row].tolist() for each in rows]), row)
+        # FLUX is told a text by two encoders, of which the other may tell them apart.
+        if owner[one] != class_ and all(torch.allclose(each[one].float(), each[row].float()) for each in rows):
+            alike.append((one, row))
+    if alike:
+        one, row = alike[0]
+        log.warning(
+            "%s cannot tell %r from %r%s: it reads both as %s. Rounding alone chooses between such classes. Use other "
+            "words, or leave all but one of them out.",
+            backbone.name,
+            condition.names[one],
+            condition.names[row],
+            f" (and {len(alike) - 1} more)" if len(alike) > 1 else "",
+            repr(" ".join(read[row])) if read else "the same class",
+        )
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

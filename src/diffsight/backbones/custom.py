@@ -1,6 +1,7 @@
 """A denoiser of the user's own, in plain torch, as a backbone that everything else works with."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.folders import one_line
 from diffsight.backbones.layers import as_map
-from diffsight.backbones.models.classes import class_id
+from diffsight.backbones.models.classes import class_id, classes_hash
 from diffsight.backbones.opened import frozen
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Prediction, Space
@@ -52,8 +54,15 @@ class Custom:
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
-        """Map images in [-1, 1] to ``x0``, fp32: to what ``encode`` makes of them, or themselves."""
-        return self.to_latent(images.to(self.device, torch.float32)).float()
+        """Map images in [-1, 1] to ``x0``, fp32: to what ``encode`` makes of them, or themselves.
+
+        Raises:
+            ModelError: If it makes no tensor of them.
+        """
+        latent = self.to_latent(images.to(self.device, torch.float32))
+        if not isinstance(latent, Tensor):
+            raise ModelError(f"encode must give a tensor, such as the mean of an autoencoder; got {_kind(latent)}.")
+        return latent.float()
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
@@ -90,7 +99,7 @@ class Custom:
         output = self.network(x_t.to(self.dtype), timestep, **condition.tensors)
         output = getattr(output, "sample", output)
         if not isinstance(output, Tensor) or output.shape != x_t.shape:
-            found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            found = tuple(output.shape) if isinstance(output, Tensor) else _kind(output)
             raise ModelError(
                 f"{self.name} gave {found} for an input of {tuple(x_t.shape)}; it must return one tensor of that "
                 "shape, or an object that has it as .sample. A variance beside it has to be cut off."
@@ -103,9 +112,10 @@ class Custom:
         return self
 
     def identity(self) -> dict[str, str]:
-        """Hashes of weights and null condition, dtype, parametrisation, schedule and transform; of code its name."""
+        """Hashes of weights, classes and null condition, dtype, schedule and transform; of code its name."""
         return {
             **self.provenance,
+            "classes": "any text" if self.class_names is None else classes_hash(self.class_names),
             "null": "none" if self.null is None else _hash(self.null),
             "dtype": str(self.dtype).removeprefix("torch."),
             "prediction": self.prediction,
@@ -114,7 +124,10 @@ class Custom:
         }
 
     def _encoded(self, names: Sequence[str]) -> dict[str, Tensor]:
-        return _on(self.tensors_of(names), self.device, self.dtype, rows=len(names))
+        tensors: object = self.tensors_of(names)
+        if not isinstance(tensors, Mapping):
+            raise ModelError(f"condition must give a dictionary of tensors by argument name; got {_kind(tensors)}.")
+        return _on(tensors, self.device, self.dtype, rows=len(names))
 
 
 @torch.no_grad()
@@ -136,7 +149,7 @@ def wrap(
 
     The network is called as ``network(x_t, timestep, **tensors)``: ``x_t`` (b, c, h, w) in its dtype, the schedule's
     timestep of each row (b,), whole numbers for DDPM's levels and fp32 for others. It gives a tensor of the shape of
-    ``x_t``, or an object that has it as ``.sample``. It is frozen where it is and not copied.
+    ``x_t``, or an object that has it as ``.sample``. It and ``others`` are frozen where they are and not copied.
 
     Args:
         network: The denoiser.
@@ -159,15 +172,21 @@ def wrap(
 
     Raises:
         InputError: If the arguments contradict each other.
-        ModelError: If the network cannot be run as said here, which is tried with one image.
+        ModelError: If the network cannot be run as said here, which is tried with one image, under the last class and
+            under no class; or if ``encode`` is random.
     """
+    if isinstance(class_names, str):
+        raise InputError(f"class_names is a list of names; got the text {class_names!r}.")
     if (encode is None) != (decode is None):
         raise InputError("encode and decode belong together: give both, or none for a network on pixels.")
     if isinstance(null, int) and (condition is not None or not class_names):
         raise InputError("A null class by its id is for class_names alone. With condition, give tensors of one row.")
     if null is not None and condition is None and not isinstance(null, int):
         raise InputError("Tensors as the null condition need 'condition', which says what the network is fed.")
-    first = next(network.parameters(), torch.zeros(()))
+    state = (*network.parameters(), *network.buffers())
+    first = next((each for each in state if each.is_floating_point()), torch.zeros(()))
+    for other in others:
+        other.eval().requires_grad_(False)
     names = () if class_names is None and condition is None else None if class_names is None else tuple(class_names)
     ids = {each: id for id, each in enumerate(names or ())}
     if names and len(ids) != len(names):
@@ -196,7 +215,10 @@ def wrap(
         null = backbone._encoded([""])
     if null is not None:
         backbone = replace(backbone, null=_on(null, first.device, first.dtype, rows=1))
-    shape = tuple(backbone.encode(torch.zeros(1, 3, transform.output_size, transform.output_size)).shape[1:])
+    latent, again = (backbone.encode(torch.zeros(1, 3, *[transform.output_size] * 2)) for _ in range(2))
+    if not torch.equal(latent, again):
+        raise ModelError("encode gives something else each time; of an autoencoder's distribution take the mean.")
+    shape = tuple(latent.shape[1:])
     if len(shape) != 3:
         raise ModelError(f"encode gave something of shape {shape} for one image; it must be (channels, height, width).")
     return replace(backbone, latent_shape=shape, layers=_layers(replace(backbone, latent_shape=shape)))
@@ -214,16 +236,26 @@ def _layers(backbone: Custom) -> tuple[Layer, ...]:
                 found.setdefault(paths[module])
 
     handles = [module.register_forward_hook(keep) for module in paths]
-    some = backbone.condition(backbone.class_names[:1]) if backbone.class_names else backbone.condition(()).nulls(1)
+    # Ids go up to the last class, and the null class is mostly beyond.
+    some = [backbone.condition(backbone.class_names[-1:])] if backbone.class_names else []
+    if backbone.null is not None or not some:
+        some.append(backbone.condition(()).nulls(1))
+    x_t = torch.linspace(-1, 1, math.prod(backbone.latent_shape), device=backbone.device)
+    given = x_t.clone().view(1, *backbone.latent_shape)
     try:
-        backbone.predict(torch.zeros(1, *backbone.latent_shape, device=backbone.device), torch.tensor([0]), some)
-    except (RuntimeError, TypeError, ValueError) as error:
+        for condition in some:
+            backbone.predict(given, torch.tensor([0]), condition)
+    except ModelError:
+        raise
+    except Exception as error:  # Whatever a network of anybody's raises.
         raise ModelError(
-            f"{backbone.name} could not be run on one image of {backbone.latent_shape}: {error}"
+            f"{backbone.name} could not be run on one image of {backbone.latent_shape}: {one_line(error)}"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
+    if not torch.equal(given.flatten(), x_t):
+        raise ModelError(f"{backbone.name} changes its input in place, which is needed afterwards. Let it copy it.")
     return tuple(Layer(name=path, path=path, number=number) for number, path in enumerate(found, start=1))
 
 
@@ -239,6 +271,10 @@ def _on(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype,
         if not isinstance(found, tuple) or found[:1] != (rows,):
             raise ModelError(f"The condition {key!r} must be a tensor of {rows} rows, one for each name; got {found}.")
     return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
 
 
 def _hash(tensors: Mapping[str, Tensor]) -> str:

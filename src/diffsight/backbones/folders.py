@@ -10,6 +10,10 @@ from diffsight.errors import ModelError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
 _FORMS = (".fp16.", ".fp16-", ".non_ema.")  # Of the same weights beside full precision; with a dash in parts of a file.
+# Of a network's configuration, what says who wrote it; and of a tokenizer's, what says how it reads.
+_ABOUT = ("_class_name", "_diffusers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
+_ABOUT += ("transformers_version", "_commit_hash")
+_READING = ("model_max_length", "pad_token", "bos_token", "eos_token", "unk_token", "add_bos_token", "add_eos_token")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -21,14 +25,14 @@ def part_folder(folder: Path, part: str) -> Path:
 
 def listed(index: Mapping[str, Any], part: str) -> bool:
     """Whether ``model_index.json`` says that a pipeline has a part. The first DDPM repositories list none."""
-    return part not in index or any(index[part])
+    return part not in index or bool(index[part] and any(index[part]))
 
 
 def weights_hash(folder: Path, parts: tuple[str, ...]) -> str:
     """SHA-256 over the safetensors files of the named parts and the tokenizers' vocabularies, by content and in order.
 
     Raises:
-        ModelError: If a part holds only pickles, or no weights at all.
+        ModelError: If a part holds only pickles or a variant, or no weights at all.
     """
     vocabulary = [place / name for place in sorted(folder.glob("tokenizer*")) for name in _VOCABULARIES]
     return files_hash([*_weight_files(folder, parts), *(path for path in vocabulary if path.exists())])
@@ -41,6 +45,24 @@ def files_hash(files: Iterable[Path]) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def settings_hash(places: Iterable[Path], folder: Path) -> str:
+    """SHA-256 over what the files beside the weights say that changes numbers, such as heads, activations and padding.
+
+    Args:
+        places: The folders of the networks.
+        folder: Of the pipeline, with the tokenizers.
+
+    Raises:
+        ModelError: If a file cannot be read.
+    """
+    said = [_read_if_there(place / "config.json") for place in places]
+    kept = [{key: value for key, value in each.items() if key not in _ABOUT} for each in said]
+    for place in sorted(folder.glob("tokenizer*")):
+        found = [_read_if_there(place / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
+        kept += [{key: each[key] for key in _READING if key in each} for each in found]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, without: str) -> dict[str, Any]:
@@ -70,13 +92,16 @@ def own_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: If there is one that cannot be read.
     """
-    own = folder / "diffsight.json"
-    return read_json(own, "") if own.exists() else {}
+    return _read_if_there(folder / "diffsight.json")
 
 
 def one_line(error: Exception) -> str:
     """The message of a library's error, short enough for ours."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _read_if_there(file: Path) -> dict[str, Any]:
+    return read_json(file, "") if file.exists() else {}
 
 
 def _weight_files(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
@@ -98,4 +123,9 @@ def _weight_files(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
             )
         # A repository may hold the same weights in several precisions: full precision is the reference.
         plain = [file for file in found if not any(form in file.name for form in _FORMS)]
-        yield from plain or found
+        if not plain:
+            raise ModelError(
+                f"{place} holds only a variant of its weights ({found[0].name}). Get those without it in the name; or, "
+                "to use this one, take it out of the names of its files, and of what their .index.json says."
+            )
+        yield from plain

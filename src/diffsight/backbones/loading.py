@@ -11,7 +11,7 @@ import torch
 from diffsight.backbones.base import Backbone, resolve_device, resolve_dtype
 from diffsight.backbones.cards import Card, assets, cards, find_card
 from diffsight.backbones.families import family_of
-from diffsight.backbones.folders import listed, one_line, read_json, weights_hash
+from diffsight.backbones.folders import listed, one_line, part_folder, read_json, settings_hash, weights_hash
 from diffsight.backbones.hub import download, repositories, repository
 from diffsight.backbones.opened import Opened, quiet
 from diffsight.backbones.own.embeddings import read_embeddings
@@ -68,6 +68,10 @@ def load(
     parts = tuple(part for part in family.parts if listed(index, part))
     kept = parts if own.denoiser is None else tuple(part for part in parts if part != family.denoiser)
     provenance = {"revision": found_revision, "weights": weights_hash(folder, kept), **own.provenance()}
+    if found_revision == "local" or own.denoiser is not None:  # A commit and a version stand for all their files.
+        tuned = [own.denoiser] if own.denoiser is not None and own.denoiser.is_dir() else []
+        places = [*tuned, *(part_folder(folder, part) for part in (kept if tuned else parts))]
+        provenance["settings"] = settings_hash(places, folder)
     if card and card.weights and kept == parts and card.weights != provenance["weights"]:
         raise ModelError(
             f"The weights of {card.name} in {folder} are not those of its card (SHA-256 {provenance['weights'][:12]}… "

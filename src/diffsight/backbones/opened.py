@@ -1,5 +1,6 @@
 """A diffusers folder that is being loaded: its parts as frozen networks where and in what the user wants them."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,21 +8,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from diffsight.backbones.cards import Card
-from diffsight.backbones.folders import listed, own_settings, part_folder, read_json
+from diffsight.backbones.folders import listed, one_line, own_settings, part_folder, read_json
 from diffsight.backbones.own.embeddings import ReadEmbedding, add_tokens, add_vectors
 from diffsight.backbones.own.loras import ReadLora
 from diffsight.backbones.own.own_denoiser import read_own
 from diffsight.backbones.small_memory import quantized
+from diffsight.backbones.vocabularies import check_vocabulary
 from diffsight.data.images import ImageTransform
 from diffsight.diffusion.prediction import Space
 from diffsight.errors import ModelError
 
 Network = TypeVar("Network", bound=nn.Module)
 Part = TypeVar("Part")
+
+log = logging.getLogger(__name__)
 
 PREDICTIONS: Mapping[str, Space] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -95,7 +101,15 @@ class Opened:
             part: Its folder.
             large: Of billions of parameters, like T5-XXL: bf16 unless the denoiser is in fp32. Never fp16, in which T5
                 overflows.
+
+        Raises:
+            ModelError: If the pipeline says that it has none, or what is there is not one.
         """
+        if not self.has(part):
+            raise ModelError(
+                f"{self.folder} has no {part}, without which it cannot be told its prompts: model_index.json lists "
+                "nothing there. Put that of the original pipeline into it, and its entry in model_index.json."
+            )
         dtype = torch.bfloat16 if large and self.dtype != torch.float32 else torch.float32
         options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "local_files_only": True}
         small = self.encoders in ("8bit", "4bit")
@@ -112,9 +126,21 @@ class Opened:
         return frozen(read, torch.device("cpu") if self.encoders == "offload" else self.device)
 
     def tokenizer(self, kind: type[Part], part: str = "tokenizer") -> Part:
-        """A tokenizer, which knows the user's own tokens."""
-        tokenizer = _read(kind, self.folder / part, local_files_only=True)
+        """A tokenizer, which knows the user's own tokens.
+
+        Raises:
+            ModelError: If there is no vocabulary, for which transformers would take an empty one, or none that can be
+                read; or if nothing says how many tokens it reads.
+        """
+        place = self.folder / part
+        check_vocabulary(place)
+        tokenizer = _read(kind, place, local_files_only=True)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
+            if kind is CLIPTokenizer and tokenizer.model_max_length >= VERY_LARGE_INTEGER:
+                raise ModelError(
+                    f"{place} does not say how many tokens the model reads (model_max_length in tokenizer_config.json)."
+                    " The copy is not complete."
+                )
             add_tokens(tokenizer, self.embeddings)
         return tokenizer
 
@@ -178,15 +204,29 @@ def _read(kind: type[Part], place: Path, **options: Any) -> Part:  # noqa: ANN40
     """Read one part from its folder. Diffusers and transformers share the method, and no class that declares it.
 
     Raises:
-        ModelError: If its file lacks weights: both libraries would go on with random ones, and only say so.
+        ModelError: If it has no configuration, or its file is damaged or lacks weights: both libraries would go on with
+            random ones, and only say so.
     """
     reader: Any = kind
     if not issubclass(kind, nn.Module):
         return reader.from_pretrained(place, **options)
-    read, found = reader.from_pretrained(place, output_loading_info=True, **options)
+    # Without it, transformers would take the shape of some model.
+    read_json(place / "config.json", f"without the config.json of its {kind.__name__}")
+    try:
+        read, found = reader.from_pretrained(place, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ModelError(f"{place} holds damaged weights: {one_line(error)}. Get them again.") from error
     if missing := sorted({*found["missing_keys"]} & {name for name, _ in read.named_parameters()}):
         raise ModelError(
             f"{place} lacks {len(missing)} weights of a {kind.__name__}, such as {missing[0]}. The copy is not "
             "complete, or was written by a newer diffusers or transformers: update these, or get it again."
+        )
+    if unknown := sorted(found["unexpected_keys"]):
+        log.warning(
+            "%s has %d weights that no %s knows, and they are left out: %s. Is it another kind of network?",
+            place,
+            len(unknown),
+            kind.__name__,
+            ", ".join(unknown[:3]),
         )
     return read

@@ -167,13 +167,13 @@ def _measure(
         if len(jobs) > 1:
             output.write_json(out / "metrics.json", metrics)
     if as_json:
-        note = _note(metrics)
+        note = note_of(metrics)
         output.show_json({"run": str(out), "task": chosen.name, "model": model, "metrics": metrics, "note": note})
     else:
         output.show(f"{chosen.name} with {model}, {chosen.source} ({chosen.split})")
         output.show_metrics(metrics)
         _show_extra(metrics)
-        output.show(f"Run: {out}\n{_note(metrics)}")
+        output.show(f"Run: {out}\n{note_of(metrics)}")
     return 3 if metrics["failed"] else 0
 
 
@@ -185,7 +185,7 @@ def _show_extra(metrics: Mapping[str, Any]) -> None:
     output.show(f"The network alone: {speed['images_per_second']:,.0f} images/s")
 
 
-def _note(metrics: Mapping[str, Any]) -> str:
+def note_of(metrics: Mapping[str, Any]) -> str:
     """What has to be said beside the numbers."""
     if not metrics["learnt"]:
         return f"Protocol: {metrics['label']}."

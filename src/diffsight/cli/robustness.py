@@ -64,10 +64,10 @@ def robustness(
     if out is None and not dry_run:
         raise InputError("Where should the runs go? Give --out DIR, or --dry-run to see what they would cost.")
     with output.interruptible("The same command continues from the last commit."):
-        from diffsight.evaluation.robustness import parse_sweep, summarize_sweep, sweep
+        from diffsight.evaluation import robustness as sweeps
         from diffsight.evaluation.task import load_task
 
-        asked, chosen = parse_sweep(types, severities), load_task(task)
+        asked, chosen = sweeps.parse_sweep(types, severities), load_task(task)
         given = {"policy": policy, "draws": draws, "batch-size": batch_size, "compile": compile}
         if networks.is_network(model) or networks.is_baseline(model):
             networks.refuse_scoring([name for name, value in given.items() if value is not None], what=model)
@@ -78,31 +78,39 @@ def robustness(
             rows = options.batch_rows(backbone, batch_size)
             job, evaluate, cost = _of_diffusion(chosen, backbone, rows, policy, draws, seed, limit=limit, root=root)
         runs = 1 + len(asked.corruptions)
+        if reference is not None and (out is None or reference.resolve() != out.resolve()):
+            sweeps.read_sweep(reference, asked)  # What is wrong with it is said now, not after hours.
         if out is None or dry_run:
             cost(runs, as_json=as_json)
             return 0
         with output.stages() as report:
-            number = 0
+            found: dict[str, Any] = {}
 
             def go(each: Any, path: Path) -> None:  # noqa: ANN401 - either kind of job
-                nonlocal number
-                number += 1
-                evaluate(
+                found[path.name] = evaluate(
                     each, path, lambda done, calls: report(f"images of {path.name}", done, len(each.source), calls)
                 )
+                if reference is not None and path.name == sweeps.CLEAN:
+                    sweeps.check_reference(path.parent, reference)
 
-            sweep(job, out, go, asked, root=root)
-        metrics = summarize_sweep(out, asked, reference=reference, seed=seed)
-    note = options.honesty(model)
+            sweeps.sweep(job, out, go, asked, root=root)
+        metrics = sweeps.summarize_sweep(out, asked, reference=reference, seed=seed)
+    clean = found[sweeps.CLEAN]
+    note = networks.note_of(clean) if "learnt" in clean else options.honesty(model)
+    failed = {name: one["failed"] for name, one in found.items() if one["failed"]}
+    code = 3 if failed else 0
     if as_json:
-        output.show_json(
-            {"out": str(out), "task": chosen.name, "model": model, "metrics": metrics.to_dict(), "note": note}
-        )
-        return 0
+        facts = {"task": chosen.name, "model": model, "severities": list(asked.severities), "failed": failed}
+        output.show_json({"out": str(out), **facts, "metrics": metrics.to_dict(), "note": note})
+        return code
     output.show(f"{chosen.name} with {model}, {metrics.images} images, {runs} runs")
     _show(metrics, asked, reference)
+    if left := failed.pop(sweeps.CLEAN, 0):
+        output.show(f"Left out: {left} of {clean['images']} images, without an answer to the clean one.")
+    if more := [f"{number - left} of {name}" for name, number in failed.items() if number > left]:
+        output.show(f"Without an answer, counted as wrong: {', '.join(more)}.")
     output.show(f"Runs: {out}" + (f"\n{note}" if note else ""))
-    return 0
+    return code
 
 
 def _of_diffusion(
@@ -115,7 +123,7 @@ def _of_diffusion(
     *,
     limit: int | None,
     root: Path | None,
-) -> tuple[Any, Callable[..., object], Callable[..., None]]:
+) -> tuple[Any, Callable[..., dict[str, Any]], Callable[..., None]]:
     """The job of a diffusion model, what makes a run of one, and what tells the cost of several."""
     from diffsight.evaluation import runner
 
@@ -124,8 +132,8 @@ def _of_diffusion(
     )
     job = runner.make_job(task, backbone, settings=settings, limit=limit, root=root)
 
-    def evaluate(each: runner.Job, path: Path, report: Callable[[int, int], None]) -> None:
-        runner.evaluate(each, path, batch_size=rows, progress=lambda state: report(state.images, state.calls))
+    def evaluate(each: runner.Job, path: Path, report: Callable[[int, int], None]) -> dict[str, Any]:
+        return runner.evaluate(each, path, batch_size=rows, progress=lambda state: report(state.images, state.calls))
 
     def cost(runs: int, *, as_json: bool) -> None:
         one = runner.estimate(job, batch_size=rows)
@@ -137,14 +145,14 @@ def _of_diffusion(
 
 def _of_network(
     task: "Task", model: str, dtype: str | None, *, limit: int | None, root: Path | None, device: str | None
-) -> tuple[Any, Callable[..., object], Callable[..., None]]:
+) -> tuple[Any, Callable[..., dict[str, Any]], Callable[..., None]]:
     """The same of a trained network, the first of several seeds, or of a baseline."""
     from diffsight.evaluation.trained import evaluate_trained
 
     job = networks.open_job(task, model, dtype=dtype, limit=limit, root=root, device=device)
 
-    def evaluate(each: Any, path: Path, report: Callable[[int, int], None]) -> None:  # noqa: ANN401 - see above
-        evaluate_trained(each, path, progress=lambda done, _: report(done, 0))
+    def evaluate(each: Any, path: Path, report: Callable[[int, int], None]) -> Any:  # noqa: ANN401 - see above
+        return evaluate_trained(each, path, progress=lambda done, _: report(done, 0))
 
     def cost(runs: int, *, as_json: bool) -> None:
         networks.show_cost([job] * runs, as_json=as_json)
@@ -166,6 +174,12 @@ def _show(metrics: "CorruptionMetrics", asked: "Sweep", reference: Path | None) 
     if metrics.relative_mce is not None:
         summary.append(("relative mCE", _ratio(metrics.relative_mce)))
     output.show(output.table(summary))
+    if metrics.undefined:
+        output.show(
+            f"The relative mCE leaves out {', '.join(metrics.undefined)}: nothing is lost by {reference} there."
+            if metrics.relative_mce is not None
+            else f"No relative mCE: {reference} loses nothing under these corruptions."
+        )
 
 
 def _share(value: "Estimate") -> str:

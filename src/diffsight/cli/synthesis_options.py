@@ -147,7 +147,10 @@ def read_class_names(names: Sequence[str] | None, file: Path | None, task: str |
     if task is not None:
         from diffsight.evaluation.task import load_task
 
-        known = load_task(task).class_names
+        chosen = load_task(task)
+        known = chosen.class_names
+        if not known and chosen.source.startswith("folder:"):
+            known = chosen.names(chosen.open().class_names)
         if not known:
             raise InputError(f"The task {task!r} takes its class names from its data. Give them with --classes.")
         return Classes.of_task(known)

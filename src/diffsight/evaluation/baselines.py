@@ -18,7 +18,6 @@ from torch import Tensor
 from diffsight.backbones.encoders.loading import WITH_TEXTS, ImageEncoder, TextImageEncoder, encoder_kind, load_encoder
 from diffsight.backbones.folders import read_json
 from diffsight.data.prompts import PromptSet
-from diffsight.data.sources import open_source
 from diffsight.errors import InputError, ModelError, NumericsError
 from diffsight.evaluation.embedding import TIMM
 from diffsight.evaluation.recognisers import Prepares, Recogniser
@@ -195,11 +194,7 @@ def make_baseline_job(
         InputError: If the limit is not positive, or the baseline cannot tell these classes apart.
         ModelError: If it cannot be had.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; it is a number of images, at least 1.")
-    source = open_source(task.source, root=root, split=task.split)
-    if limit is not None and limit < len(source):
-        source = source.select(range(limit))
+    source = task.open(limit=limit, root=root)
     classes = task.names(source.class_names)
     recogniser = load_baseline(model, classes, templates or task.templates, device=device, dtype=dtype)
     return TrainedJob(

@@ -11,7 +11,7 @@ def cues_of_run(source: str, answers: Mapping[str, Sequence[Any]], class_names: 
     """What a run's metrics get beside the accuracy if its images are cue conflicts; nothing for other images.
 
     Args:
-        source: The task's, ``cue-conflict:NAME``, maybe with a change behind it.
+        source: The task's, ``cue-conflict:NAME``, maybe with a change behind it; or what the run calls its images.
         answers: Columns ``id``, ``prediction`` and ``tie`` of the images that were answered.
         class_names: The classes.
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from diffsight.data.sources import open_source
 from diffsight.errors import InputError
 from diffsight.evaluation.embedding import Embedder
 from diffsight.evaluation.metrics.summary import summary
@@ -48,11 +47,7 @@ def evaluate_gaussian(
             f"{images.source.name} is not known to be synthetic, and zero-shot references must be: make them by "
             "'diffsight synthesize'. For heads on real images there is 'diffsight features probe'."
         )
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; it is a number of images, at least 1.")
-    source = open_source(task.source, root=root, split=task.split)
-    if limit is not None and limit < len(source):
-        source = source.select(range(limit))
+    source = task.open(limit=limit, root=root)
     names = task.names(source.class_names)
     order = match_classes(names, images.class_names, of=images.source.name)
     started, spent = perf_counter(), 0

@@ -17,7 +17,7 @@ from diffsight.data.splits import few_shot, fraction, hold_out
 from diffsight.errors import InputError
 from diffsight.evaluation.metrics.cost import speed
 from diffsight.evaluation.metrics.summary import summary
-from diffsight.evaluation.task import Task
+from diffsight.evaluation.task import Task, first_images
 from diffsight.features.cache import FeatureCache, extract
 from diffsight.features.extraction import Extraction, unaugmented
 from diffsight.features.heads.columns import Subset
@@ -227,6 +227,4 @@ def _report(
 
 def limited(parts: Parts, limit: int | None) -> Parts:
     """The same with only the first test images."""
-    if limit is None or limit >= len(parts.test):
-        return parts
-    return replace(parts, test=parts.test.select(range(limit)))
+    return replace(parts, test=first_images(parts.test, limit))

@@ -10,6 +10,7 @@ import numpy as np
 from diffsight.diffusion.weighting import by_name
 from diffsight.errors import InputError, nearest
 from diffsight.evaluation import calibrating
+from diffsight.evaluation.cues import cues_of_run
 from diffsight.evaluation.learned_weights import ORACLE, PROTOCOL, LearnedWeights
 from diffsight.evaluation.metrics.paired import Answers, asked
 from diffsight.evaluation.metrics.summary import confidence_metrics, summary
@@ -176,6 +177,9 @@ def rescore_run(path: Path | str, changes: Changes, *, name: str | None = None) 
         class_names=stored.classes,
         metric=stored.fields["task"]["metric"],
     )
+    found = {"id": [one.id for one in scored], "prediction": [verdict.label for verdict in verdicts]}
+    found["tie"] = [verdict.tie for verdict in verdicts]
+    metrics |= cues_of_run(stored.fields["data"]["source"], found, stored.classes)
     known = [place for place, label in enumerate(labels) if label is not None]
     if confidence is not None:  # of the answer, even where another class got more of the rest
         metrics |= confidence_metrics(confidence[known], correct[known])

@@ -96,7 +96,12 @@ def sweep(
         evaluate: Takes a job into a run; `runner.evaluate` and `evaluate_trained` do.
         asked: Which corruptions.
         root: Where the data set lies, if not in a standard place.
+
+    Raises:
+        RunError: If the directory is a run itself.
     """
+    if (Path(out) / "manifest.json").exists():
+        raise RunError(f"{out} is a run or a comparison: it cannot hold runs of others. Give another directory.")
     evaluate(job, Path(out) / CLEAN)
     for corruption in asked.corruptions:
         evaluate(changed(job, corruption, root=root), Path(out) / _folder(corruption))
@@ -118,17 +123,11 @@ def summarize_sweep(
         RunError: If a run is missing or damaged.
         InputError: If a run is not finished, or the reference was asked something else.
     """
-    mine, found = read_sweep(out, asked)
+    _, found = read_sweep(out, asked)
     theirs = None
     if reference is not None:
-        other, theirs = read_sweep(reference, asked)
-        if different := [key for key, value in mine.asked.items() if other.asked.get(key) != value]:
-            raise InputError(
-                f"{reference} cannot be the reference of {out}: they differ in {' and '.join(different)}. "
-                "Give the same task, images and --limit."
-            )
-        if mine.labels.keys() != other.labels.keys():
-            raise InputError(f"{reference} cannot be the reference of {out}: not the same images have answers.")
+        check_reference(out, reference)
+        _, theirs = read_sweep(reference, asked)
     if theirs is not None and (perfect := _without_errors(theirs)):
         log.warning(
             "%s makes no error under %s, of which a share could be taken: no mCE. Take more images, or another "
@@ -144,6 +143,23 @@ def summarize_sweep(
         make(path.resolve().parent)
         put(path, to_json(metrics.to_dict() | values, "Robustness", indent=2).encode())
     return metrics
+
+
+def check_reference(out: Path | str, reference: Path | str) -> None:
+    """See by the clean runs whether a directory can be the reference of another.
+
+    Raises:
+        RunError: If a clean run is missing or damaged.
+        InputError: If the two were asked something else, or a run is not finished.
+    """
+    mine, other = (read_answers(_there(path, CLEAN)) for path in (out, reference))
+    if different := [key for key, value in mine.asked.items() if other.asked.get(key) != value]:
+        raise InputError(
+            f"{reference} cannot be the reference of {out}: they differ in {' and '.join(different)}. "
+            "Give the same task, images and --limit."
+        )
+    if mine.labels.keys() != other.labels.keys():
+        raise InputError(f"{reference} cannot be the reference of {out}: not the same images have answers.")
 
 
 def read_sweep(out: Path | str, asked: Sweep) -> tuple[Answers, Corrupted]:

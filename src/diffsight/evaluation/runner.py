@@ -15,8 +15,7 @@ from diffsight.backbones.encoding import Encoded, encode_images
 from diffsight.backbones.models.classes import refuse_unconditional
 from diffsight.data.class_folders import id_prompts
 from diffsight.data.prompts import PromptSet
-from diffsight.data.sources import Source, open_source
-from diffsight.errors import InputError
+from diffsight.data.sources import Source
 from diffsight.evaluation.cues import cues_of_run
 from diffsight.evaluation.metrics.cost import speed
 from diffsight.evaluation.metrics.summary import summary
@@ -124,11 +123,7 @@ def make_job(
         PromptError: If the model is unconditional, or does not know a class.
     """
     refuse_unconditional(backbone)
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; it is a number of images, at least 1.")
-    source = open_source(task.source, root=root, split=task.split)
-    if limit is not None and limit < len(source):
-        source = source.select(range(limit))
+    source = task.open(limit=limit, root=root)
     names = task.names(source.class_names)
     templates = tuple(templates or task.templates)
     prompts = None

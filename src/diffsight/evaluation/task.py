@@ -28,12 +28,16 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffsight.data.corruptions import split_change
 from diffsight.data.folder_sets import known_names
 from diffsight.errors import InputError, PromptError, SourceError, nearest
 from diffsight.evaluation.metrics.accuracy import Metric
 from diffsight.evaluation.task_file import OPTIONAL, REQUIRED, check_value, read_task
+
+if TYPE_CHECKING:
+    from diffsight.data.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +85,21 @@ class Task:
             except InputError as error:
                 raise InputError(f"Task {self.name!r}, {key}: {error}") from error
 
+    def open(self, *, limit: int | None = None, root: Path | None = None) -> "Source":
+        """Its images.
+
+        Args:
+            limit: As of `first_images`.
+            root: Where the data set lies, if not in a standard place.
+
+        Raises:
+            SourceError: If the data is not there.
+            InputError: If the limit is not positive.
+        """
+        from diffsight.data.sources import open_source  # It needs torch, and names of tasks do not.
+
+        return first_images(open_source(self.source, root=root, split=self.split), limit)
+
     def names(self, of_source: Sequence[str] | None) -> tuple[str, ...]:
         """The class names to prompt with, checked against the data.
 
@@ -109,6 +128,28 @@ class Task:
                     f"{places[_plain(name)]}. Give the names in the order of the labels."
                 )
         return self.class_names
+
+
+def first_images(source: "Source", limit: int | None) -> "Source":
+    """So many images of a source, from the first; all by default.
+
+    Those of a folder lie class by class: a warning tells if classes are missing.
+
+    Raises:
+        InputError: If the limit is not positive.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it is a number of images, at least 1.")
+    if limit is None or limit >= len(source):
+        return source
+    part = source.select(range(limit))
+    there, of = len(set(part.labels or ())), len(set(source.labels or ()))
+    if there < of:
+        log.warning(
+            "The first %d of the %d images of %s show %d of its %d classes: numbers are about these alone.",
+            *(limit, len(source), source.name, there, of),
+        )
+    return part
 
 
 def _builtin() -> Traversable:

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from diffsight.data.sources import Sample, Source, open_source
+from diffsight.data.corruptions import Change, split_change
+from diffsight.data.sources import Sample, Source
 from diffsight.errors import ImageError, InputError
 from diffsight.evaluation.cues import cues_of_run
 from diffsight.evaluation.metrics.cost import speed
 from diffsight.evaluation.metrics.summary import summary
 from diffsight.evaluation.recognisers import Recogniser, device_of
-from diffsight.evaluation.task import Task
+from diffsight.evaluation.task import Task, first_images
 from diffsight.store.manifest import session
 from diffsight.store.run import Manifest, Run
 from diffsight.synthesis.trained import TrainedClassifier
@@ -38,6 +39,7 @@ class TrainedJob:
         order: Where each of them is among the network's.
         kind: What sort of network it is.
         name: What it is called, if it has a name.
+        learnt: Whether the network was trained on these very images, so that this measures memory.
     """
 
     task: Task
@@ -47,6 +49,7 @@ class TrainedJob:
     order: tuple[int, ...]
     kind: str = "trained network"
     name: str | None = None
+    learnt: bool = False
 
     def manifest(self) -> Manifest:
         """The run's fingerprint, and what else is worth recording."""
@@ -61,14 +64,6 @@ class TrainedJob:
             {"model": self.name} if self.name else {}
         )
         return Manifest(fields, session(("torchvision",), **facts))
-
-    @property
-    def learnt(self) -> bool:
-        """Whether the network was trained on these very images, so that this measures memory."""
-        data = self.model.notes.get("data", {}) if isinstance(self.model, TrainedClassifier) else {}
-        used = [*data.get("training", ()), *([data["validation"]] if data.get("validation") else [])]
-        own = (self.source.name, self.source.fingerprint())
-        return any((each["name"], each["ids"]) == own for each in used)
 
 
 def make_trained_job(
@@ -87,14 +82,12 @@ def make_trained_job(
         InputError: If the limit is not positive, or task and network do not have the same classes.
         PromptError: If the task has no class names.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; it is a number of images, at least 1.")
-    source = open_source(task.source, root=root, split=task.split)
-    if limit is not None and limit < len(source):
-        source = source.select(range(limit))
+    whole = task.open(root=root)
+    source = first_images(whole, limit)
     classes = task.names(source.class_names)
     order = match_classes(classes, model.class_names, of="The network")
-    return TrainedJob(task=task, source=source, model=model, classes=classes, order=tuple(order))
+    learnt = _learnt(model, whole, split_change(task.source)[1])
+    return TrainedJob(task=task, source=source, model=model, classes=classes, order=tuple(order), learnt=learnt)
 
 
 def evaluate_trained(
@@ -220,6 +213,16 @@ def _recognise(job: TrainedJob, positions: range) -> tuple[list[dict[str, Any]],
         for sample, row, chances in zip(good, logits, probabilities, strict=True)
     ]
     return rows, failed, seconds
+
+
+def _learnt(model: Recogniser, whole: Source, change: Change | None) -> bool:
+    """Whether a network was trained on the images of which a task asks some, maybe changed."""
+    data = model.notes.get("data", {}) if isinstance(model, TrainedClassifier) else {}
+    used = [*data.get("training", ()), *([data["validation"]] if data.get("validation") else [])]
+    end = "" if change is None else f"@{change.spec}"
+    clean = replace(whole, ids=tuple(id.removesuffix(end) for id in whole.ids)).fingerprint()
+    name = whole.name.rpartition(end)[0] if end else whole.name
+    return any((each["name"], each["ids"]) == (name, clean) for each in used)
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -2,12 +2,14 @@
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from diffsight.data.corruptions import split_change
 from diffsight.data.sources import Source, open_source
 from diffsight.errors import DiffsightError, ImageError
 from diffsight.evaluation.task import load_task
@@ -15,6 +17,7 @@ from diffsight.report.reading import Reading
 
 LARGEST = 96
 _SHARP = 48  # An image that is smaller than this is kept as it is, without loss.
+_RENDERING = re.compile(r" \(rendering [0-9]+\)")  # In the names of sources whose images are made or changed here.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +74,12 @@ def open_images(reading: Reading, data: Path | None) -> Images:
             source = attempt()
             if source is None or len(source) < count:
                 continue
-            source = source if len(source) == count else source.select(range(count))
-            if source.fingerprint() == recorded.get("ids"):
+            # All images, the first ones (--limit), or those that a comparison tested on.
+            asked = {failure.get("id") for failure in reading.failures}
+            asked |= {*reading.recognition.ids} if reading.recognition is not None else set()
+            some = [place for place, id in enumerate(source.ids) if id in asked]
+            parts = [source] if len(source) == count else [source.select(range(count)), source.select(some)]
+            if recorded.get("ids") in [part.fingerprint() for part in parts]:
                 return Images(source.read)
             problems.append("The images that are there now have other ids or labels than those of the run.")
         except (DiffsightError, OSError) as error:
@@ -93,18 +100,21 @@ def option(reading: Reading, name: str) -> str | None:
 
 
 def _attempts(name: str, reading: Reading, data: Path | None) -> list[Callable[[], Source | None]]:
-    scheme, _, rest = name.partition(":")
+    clean, change = split_change(_RENDERING.sub("", name))
+    end = "" if change is None else f"@{change.spec}"
+    scheme, _, rest = clean.partition(":")
     root = option(reading, "--root")
     if scheme != "folder":
-        known, _, split = rest.rpartition("/")
-        roots = [data] if data is not None else [Path(root) if root else None]
-        return [lambda root=root: open_source(f"{scheme}:{known}", root=root, split=split) for root in roots]
+        known, _, split = rest.rpartition("/") if "/" in rest else (rest, "", "test")
+        where = data if data is not None else root
+        return [lambda: open_source(f"{scheme}:{known}{end}", root=where, split=split)]
     if data is not None:
-        return [lambda: open_source(f"folder:{data.resolve()}")]
+        return [lambda: open_source(f"folder:{data.resolve()}{end}")]
     task = option(reading, "--task")
-    return [] if task is None else [lambda: _folder_of(task, root)]
+    return [] if task is None else [lambda: _folder_of(task, root, end)]
 
 
-def _folder_of(task: str, root: str | None) -> Source | None:
-    chosen = load_task(task)
-    return open_source(chosen.source, root=root) if chosen.source.startswith("folder:") else None
+def _folder_of(task: str, root: str | None, end: str) -> Source | None:
+    """The images of a task's folder with what the run did to them, which its command need not say."""
+    source, _ = split_change(load_task(task).source)
+    return open_source(f"{source}{end}", root=root) if source.startswith("folder:") else None

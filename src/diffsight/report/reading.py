@@ -10,6 +10,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from diffsight.errors import RunError
+from diffsight.evaluation.cues import cues_of_run
 from diffsight.evaluation.metrics.summary import summary
 from diffsight.store.run import Run
 
@@ -125,6 +126,11 @@ def read_run(path: Path | str) -> Reading:
             "'diffsight match run'."
         )
     done = int(run.progress.get("finished", 0))
+    if done == 0 and (Path(path) / "rows").is_dir():
+        raise RunError(
+            f"{path} is a comparison: its page is comparison.html in it. Give the runs in its rows, such as "
+            "rows/0000-diffusion/run."
+        )
     if done == 0:
         raise RunError(
             f"{path} has no finished image or query yet. Give its command again: it goes on from where it stopped."
@@ -138,10 +144,12 @@ def read_run(path: Path | str) -> Reading:
             "'diffsight evaluate' or 'diffsight match run'."
         )
     answers, failures = _recognition(run, tuple(fields["classes"])), run.failures()
+    found = {"id": answers.ids, "prediction": answers.predicted.tolist(), "tie": answers.tie.tolist()}
+    cues = cues_of_run(str(fields.get("data", {}).get("source", "")), found, answers.classes)
     return Reading(
         run=run,
         kind="recognition",
-        metrics=(run.metrics() or {}) | _summary(answers, len(failures), fields["task"].get("metric", "top1")),
+        metrics=(run.metrics() or {}) | _summary(answers, len(failures), fields["task"].get("metric", "top1")) | cues,
         failures=failures,
         done=done,
         total=int(fields.get("data", {}).get("images", done)),

@@ -60,6 +60,7 @@ def headline(reading: Reading) -> Tiles:
     tiles.sort(key=lambda tile: not tile.main)
     if not tiles:
         tiles.append(Tile(label="accuracy", value=NOTHING, detail="the images have no labels", main=True))
+    tiles += _cues(metrics.get("cue_conflict"))
     scored, failed = metrics["scored"], metrics["failed"]
     coverage = f"{scored:,} of {plural(metrics['images'], 'image')} scored, {failed:,} failed"
     tiles.append(Tile(label="coverage", value=share(metrics["coverage"]), detail=coverage))
@@ -79,6 +80,21 @@ def headline(reading: Reading) -> Tiles:
         detail = f"expected calibration error; mean confidence {calibration['mean_confidence']:.3f}"
         tiles.append(Tile(label="ECE", value=f"{calibration['ece']:.3f}", detail=detail))
     return Tiles(tiles)
+
+
+def _cues(cues: Mapping[str, Any] | None) -> list[Tile]:
+    """What decided, shape or texture, if the images are cue conflicts."""
+    if cues is None:
+        return []
+    tiles = []
+    for key, detail in (
+        ("shape_bias", f"of {plural(cues['shape'] + cues['texture'], 'answer')} that are one of the two"),
+        ("texture_accuracy", "answers that are the texture's class; accuracy is the shape's"),
+    ):
+        if (value := cues[key]) is not None:
+            label = key.replace("_", " ")
+            tiles.append(Tile(label=label, value=share(value["value"]), detail=f"95 % {interval(value)}; {detail}"))
+    return tiles
 
 
 def _classes(answers: Recognition) -> list[Block]:

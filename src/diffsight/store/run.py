@@ -127,7 +127,9 @@ class Run:
         """
         path = Path(path)
         if not (path / "manifest.json").exists():
-            raise RunError(f"{path} is not a run: it has no manifest.json. Give the directory of a run.")
+            inside = sorted(file.parent for end in ("*", "*/*/*") for file in path.glob(f"{end}/manifest.json"))
+            hint = f"one of those in it, such as {inside[0]}" if inside else "the directory of a run"
+            raise RunError(f"{path} is not a run: it has no manifest.json. Give {hint}.")
         if read_only:
             return cls(path, None, read_manifest(path / "manifest.json"))
         with writing(path):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffsight.backbones.base import Backbone, Condition
+from diffsight.backbones.base import Backbone, Condition, warn_of_alike
 from diffsight.data.prompts import PromptSet, templates_for
 from diffsight.diffusion.noise import NoiseBank
 from diffsight.diffusion.weighting import by_name
@@ -219,6 +219,7 @@ def prepare(backbone: Backbone, prompts: PromptSet, settings: Settings) -> Setup
     levels = settings.policy.grid(len(backbone.schedule))
     weighting = by_name(settings.weighting, backbone.schedule).to("eps", backbone.schedule)
     condition, owner = backbone.condition(prompts.prompts), prompts.owner
+    warn_of_alike(backbone, condition, owner)
     if settings.ensemble == "embedding":
         condition, owner = _average_embeddings(condition, prompts), tuple(range(len(prompts.class_names)))
     scorer = Scorer(

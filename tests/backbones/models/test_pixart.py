@@ -18,6 +18,7 @@ from tiny.pixart import ALPHA, save_pixart
 
 from diffsight.backbones import load
 from diffsight.errors import ModelError, PromptError
+from diffsight.zero_shot.classifier import DiffusionClassifier
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +169,11 @@ def test_pictures_that_cannot_be_cut_into_patches_are_refused(copy):
     (copy / "diffsight.json").write_text(json.dumps({"transform": {"size": 18}}))
     with pytest.raises(ModelError, match="multiple of 4"):
         load(copy)
+
+
+def test_words_that_t5_reads_as_the_same_are_told(sigma, caplog):
+    DiffusionClassifier(sigma, ["cat", "dog"]).fit()
+    assert not caplog.text
+    DiffusionClassifier(sigma, ["猫", "犬"]).fit()
+    assert "cannot tell 'a photo of a 猫.' from 'a photo of a 犬.'" in caplog.text
+    assert "<unk>" in caplog.text

@@ -134,6 +134,7 @@ def test_too_long_prompts_are_refused_with_the_encoder_that_would_cut_them(folde
         ({"addition_embed_type": None}, "takes None beside the text"),
         ({"projection_class_embeddings_input_dim": 20 + 5 * 8}, "8 numbers fewer .* refiner"),
         ({"in_channels": 9}, "9 channels"),
+        ({"cross_attention_dim": 24}, "texts of 24 numbers, and its text encoders give 40"),
         ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "rectified flow"),
         ({"scheduler": DDPMScheduler(prediction_type="flow")}, "prediction_type 'flow'"),
         ({"second": False}, "no text_encoder_2"),

@@ -91,6 +91,7 @@ def test_vectors_count_as_tokens_of_a_prompt(folder, tmp_path):
     [
         ("toy.safetensors", {"emb_params": 17}, "vectors of 17 numbers, and the text_encoder takes 16"),
         ("{file: toy.safetensors, token: cat</w>}", {"emb_params": 16}, "in the model's vocabulary already"),
+        ("{file: toy.safetensors, token: Cat}", {"emb_params": 16}, "in the model's vocabulary already"),
         ("toy.safetensors", {"<cat-toy>": 16}, "calls its token '<cat-toy>', and the file's name says 'toy'"),
         ("toy.safetensors", {"clip_l": 16, "clip_g": 24}, "no textual inversion for 1 text encoder: it holds 'clip_"),
     ],

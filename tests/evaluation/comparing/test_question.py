@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,7 @@ from digit_folders import NAMES, write_photographs
 
 from diffsight.data.readers import image_digest
 from diffsight.errors import InputError, PromptError
-from diffsight.evaluation.comparing.question import choose_labels, open_question
+from diffsight.evaluation.comparing.question import choose_labels, open_question, readable
 from diffsight.evaluation.task import Task, folder_task, load_task
 
 
@@ -47,6 +48,32 @@ def test_a_limit_draws_from_all_classes(photographs):
     question = open_question(folder_task(photographs), limit=12, divided=False)
     assert len(question.test) == 12
     assert len(set(question.test.labels)) == 3
+
+
+def test_one_image_of_each_class_cannot_be_divided(photographs, tmp_path):
+    for folder in photographs.iterdir():
+        (tmp_path / folder.name).mkdir()
+        shutil.copy(min(folder.iterdir()), tmp_path / folder.name)
+    with pytest.raises(InputError, match="or ask for --labels 0"):
+        open_question(folder_task(tmp_path))
+    assert len(open_question(folder_task(tmp_path), divided=False).test) == 3
+
+
+def test_other_images_take_the_places_of_broken_ones(photographs, tmp_path, caplog):
+    shutil.copytree(photographs, tmp_path / "set")
+    question = open_question(folder_task(tmp_path / "set"))
+    assert readable(question, 2, [0, 1]) is question
+    drawn = question.draw(2, 0)
+    for place in drawn.tolist()[:2]:
+        (tmp_path / "set" / question.train.ids[place]).write_text("not an image")
+    again = readable(question, 2, [0, 1])
+    assert "cannot be read, and give no label: 2." in caplog.text
+    assert np.bincount([again.train.labels[place] for place in again.draw(2, 0).tolist()]).tolist() == [2, 2, 2]
+    for seed in (0, 1):
+        for place in again.draw(2, seed).tolist():
+            again.train.read(again.train.ids[place])
+    with pytest.raises(InputError, match="cannot be read, and of those that can a class has 3"):
+        readable(question, 5, [0])
 
 
 def test_labels_that_are_not_there_are_refused(photographs):

@@ -2,7 +2,7 @@ import pytest
 
 from diffsight.errors import InputError
 from diffsight.evaluation.comparing.recommending import agreement, recommend, recommend_unlabelled
-from diffsight.evaluation.comparing.rows import CompareSettings, Row, accuracy_of, entries
+from diffsight.evaluation.comparing.rows import CompareSettings, Row, accuracy_of, entries, without_row
 from diffsight.evaluation.metrics.accuracy import wilson
 
 
@@ -24,18 +24,31 @@ def row(key, value, *, labels=0, seconds=1.0, half=0.05, sd=None, failure=None):
 
 def test_the_cheapest_within_the_interval_of_the_best():
     rows = [row("slow", 0.80, seconds=2.0), row("quick", 0.76, seconds=0.01), row("bad", 0.5, seconds=0.001)]
-    (advice,) = recommend(rows, [0])
+    (advice,) = recommend(rows, [0], classes=10)
     assert (advice["row"], advice["labels"]) == ("quick", 0)
     assert "76.0% [71.0%, 81.0%]" in advice["reason"]
     assert "slow with no labels: 80.0% [75.0%, 85.0%]" in advice["reason"]
     assert "10 ms" in advice["reason"]
-    (alone,) = recommend([rows[0], rows[2]], [0])
+    (alone,) = recommend([rows[0], rows[2]], [0], classes=10)
     assert (alone["row"], alone["reason"].split(" with ")[0]) == ("slow", "The most accurate")
+
+
+def test_what_is_not_told_from_guessing_is_called_so():
+    rows = [row("poor", 0.5, half=0.1)]
+    assert "It is not told from guessing, which gives 50.0%." in recommend(rows, [0], classes=2)[0]["reason"]
+    assert "guessing" not in recommend(rows, [0], classes=3)[0]["reason"]
+
+
+def test_what_was_named_and_has_no_row_is_told():
+    settings = CompareSettings(methods=("pixels", "network"), baselines=("tiny-shapes-clip",))
+    assert without_row(settings, entries(settings, [0, 1])) == ["network", "tiny-shapes-clip"]
+    settings = CompareSettings(methods=("pixels", "zero-shot"), baselines=("tiny-shapes-clip",))
+    assert without_row(settings, entries(settings, [0, 1])) == []
 
 
 def test_seeds_widen_what_counts_as_equal():
     rows = [row("best", 0.80, half=0.01, sd=0.06), row("other", 0.75, half=0.01, seconds=0.1)]
-    assert recommend(rows, [0])[0]["row"] == "other"
+    assert recommend(rows, [0], classes=10)[0]["row"] == "other"
 
 
 def test_fewer_labels_compete_and_failures_do_not():
@@ -45,10 +58,10 @@ def test_fewer_labels_compete_and_failures_do_not():
         row("ten", 0.82, labels=10, seconds=0.2),
         row("broken", None, labels=10, seconds=None, failure="no memory"),
     ]
-    advice = recommend(rows, [0, 1, 10])
+    advice = recommend(rows, [0, 1, 10], classes=10)
     assert [one["row"] for one in advice] == ["zero", "zero", "zero"]
     assert "it needs no labels" in advice[2]["reason"]
-    assert recommend(rows[3:], [10]) == []
+    assert recommend(rows[3:], [10], classes=10) == []
 
 
 def test_agreement_with_the_others():

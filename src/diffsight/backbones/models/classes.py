@@ -1,5 +1,7 @@
 """The classes of class-conditional models: by name, or by id written as text."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 from diffsight.backbones.base import Backbone
@@ -29,6 +31,11 @@ def class_id(name: str, class_names: Sequence[str], model: str) -> int:
     if name.isdecimal():
         raise PromptError(f"{model} has no class {name}: its ids go from 0 to {count - 1}.")
     raise PromptError(f"{model} knows {count} classes and {name!r} is not one of them. {nearest(name, class_names)}")
+
+
+def classes_hash(class_names: Sequence[str]) -> str:
+    """For `Backbone.identity`: a name that stands for another id is fed as another class."""
+    return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()[:16]
 
 
 def refuse_unconditional(backbone: Backbone) -> None:

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Gemma2Model, GemmaTokenizerFast, PreTrainedTokenizerBase
 
-from diffsight.backbones.models.pieces import open_pieces
 from diffsight.backbones.opened import Opened
 from diffsight.backbones.text import Tokens
 from diffsight.errors import PromptError
@@ -127,7 +126,7 @@ def open_gemma(opened: Opened, instruction: str, length: int) -> GemmaReader:
     """
     return GemmaReader(
         encoder=opened.text_encoder(Gemma2Model, large=True),
-        tokenizer=open_pieces(opened, GemmaTokenizerFast),
+        tokenizer=opened.tokenizer(GemmaTokenizerFast),
         instruction=instruction,
         length=length,
     )

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a text-conditional UNet in the latent space of a VAE (eps or v prediction)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,7 +26,11 @@ from diffsight.errors import ModelError
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LatentUNet:
-    """The backbone of a ``StableDiffusionPipeline``; made by `diffsight.load`."""
+    """The backbone of a ``StableDiffusionPipeline``; made by `diffsight.load`.
+
+    Raises:
+        ModelError: If the UNet is of a sort that is fed something else.
+    """
 
     name: str
     unet: UNet2DConditionModel
@@ -40,6 +44,10 @@ class LatentUNet:
     # Kept, because diffusers looks through all parameters each time it is asked: 1 ms in the hot loop.
     device: torch.device
     dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        if objection := next(self._objections(), None):
+            raise ModelError(f"{self.name} cannot be used: {objection}.")
 
     @property
     def class_names(self) -> None:
@@ -142,12 +150,25 @@ class LatentUNet:
             ).last_hidden_state
         return states.to(self.device, self.dtype)
 
+    def _objections(self) -> Iterator[str]:
+        """What a pass would complain about late, and in words that nobody understands."""
+        config, width = self.unet.config, self.text_encoder.config.hidden_size
+        if config.in_channels != self.space.vae.config.latent_channels:
+            yield f"its UNet takes {config.in_channels} channels and not the latent alone (is it for inpainting?)"
+        if config.addition_embed_type is not None or config.class_embed_type is not None:
+            yield "its UNet takes something beside the text (is it one of Stable Diffusion XL, or an upscaler?)"
+        if config.encoder_hid_dim is None and config.cross_attention_dim != width:
+            yield (
+                f"its UNet reads texts of {config.cross_attention_dim} numbers, and its text encoder gives {width} "
+                "(is one of Stable Diffusion 1, and the other of 2?)"
+            )
+
 
 def open_folder(opened: Opened) -> LatentUNet:
     """The backbone of a Stable Diffusion folder.
 
     Raises:
-        ModelError: If it is a latent consistency model, or has other noise levels than DDPM's.
+        ModelError: If it is a latent consistency model, or has other noise levels than DDPM's, or another UNet.
     """
     check_distillation(opened)
     config = opened.scheduler()

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.folders import own_settings
 from diffsight.backbones.layers import unet_layers
-from diffsight.backbones.models.classes import class_id
+from diffsight.backbones.models.classes import class_id, classes_hash
 from diffsight.backbones.models.edm import Preconditioning, preconditioning
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.data.images import ImageTransform
@@ -132,11 +132,12 @@ class PixelUNet:
         return self
 
     def identity(self) -> dict[str, str]:
-        """Revision, weights hash, dtype, null class, schedule and transform; not where the files lie."""
+        """Revision, weights hash, dtype, classes, schedule and transform; not where the files lie."""
         return {
             **self.provenance,
             "dtype": str(self.dtype).removeprefix("torch."),
             "prediction": self.prediction if self.edm is None else str(self.edm),
+            "classes": classes_hash(self.class_names),
             "null_class": str(self.null_class),
             "schedule": self.schedule.fingerprint(),
             "transform": str(self.transform.to_dict()),

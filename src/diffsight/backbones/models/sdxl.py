@@ -197,6 +197,9 @@ class SDXL:
                 f"its UNet expects {abs(found)} numbers {'more' if found > 0 else 'fewer'} than the pooled text and "
                 f"{_SIZES} sizes are (a refiner takes 5 and is not the model to classify with; take the base model)"
             )
+        width = sum(encoder.config.hidden_size for _, _, encoder in self._readers())
+        if config.encoder_hid_dim is None and config.cross_attention_dim != width:
+            yield f"its UNet reads texts of {config.cross_attention_dim} numbers, and its text encoders give {width}"
         if config.in_channels != self.space.vae.config.latent_channels:
             yield f"its UNet takes {config.in_channels} channels and not the latent alone (is it for inpainting?)"
         limits = {part: tokenizer.model_max_length for part, tokenizer, _ in self._readers()}

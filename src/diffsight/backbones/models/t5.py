@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5TokenizerFast
 
-from diffsight.backbones.models.pieces import open_pieces
 from diffsight.backbones.opened import Opened
 from diffsight.backbones.text import Tokens, check_length, tokenize_pieces
 from diffsight.errors import ModelError
@@ -92,7 +91,7 @@ def open_t5(opened: Opened, length: int) -> T5Reader:
         )
     return T5Reader(
         encoder=opened.text_encoder(T5EncoderModel, large=True),
-        tokenizer=open_pieces(opened, T5TokenizerFast),
+        tokenizer=opened.tokenizer(T5TokenizerFast),
         length=length,
     )
 

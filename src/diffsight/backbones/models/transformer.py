@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsight.backbones.base import Condition, Layer
 from diffsight.backbones.layers import transformer_layers
-from diffsight.backbones.models.classes import class_id
+from diffsight.backbones.models.classes import class_id, classes_hash
 from diffsight.backbones.models.vae import LatentSpace
 from diffsight.backbones.opened import Opened, predicted
 from diffsight.data.images import ImageTransform
@@ -94,9 +94,10 @@ class ClassTransformer:
         return self
 
     def identity(self) -> dict[str, str]:
-        """Revision, weights hash, scale of the latents, dtype, schedule and transform; not where the files lie."""
+        """Revision, weights hash, classes, latents, dtype, schedule and transform; not where the files lie."""
         return {
             **self.provenance,
+            "classes": classes_hash(self.class_names),
             "latents": self.space.scale,
             "dtype": str(self.dtype).removeprefix("torch."),
             "prediction": "eps",

@@ -94,7 +94,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, embeddings: Sequence[ReadEmbe
         ModelError: If it knows one already.
     """
     for one in embeddings:
-        if known := [token for token in one.tokens if token in tokenizer.get_vocab()]:
+        # CLIP's vocabulary has most words with the mark of their end alone.
+        if known := [token for token in one.tokens if {token, f"{token.lower()}</w>"} & tokenizer.get_vocab().keys()]:
             raise ModelError(
                 f"The token {known[0]!r} of {one.name} is in the model's vocabulary already, and would lose its "
                 f"meaning. Give it another: {{file: {one.name}, token: '<my-word>'}}."

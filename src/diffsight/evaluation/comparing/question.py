@@ -1,5 +1,7 @@
 """What methods are compared on: images to test on, images to draw labels from, and class names."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +14,10 @@ from diffsight.data.corruptions import split_change
 from diffsight.data.readers import image_digest
 from diffsight.data.sources import Source, open_source
 from diffsight.data.splits import few_shot, hold_out, random_order
-from diffsight.errors import InputError, PromptError, SourceError
+from diffsight.errors import ImageError, InputError, PromptError, SourceError
 from diffsight.evaluation.task import Task
+
+log = logging.getLogger(__name__)
 
 USUAL = (0, 1, 10, 100)
 
@@ -146,6 +150,42 @@ def choose_labels(question: Question, asked: Sequence[int] | None) -> tuple[int,
     return chosen
 
 
+def readable(question: Question, per_class: int, seeds: Sequence[int]) -> Question:
+    """The same where no image that will be drawn is broken: others of the class take their places.
+
+    Args:
+        question: From `open_question`.
+        per_class: The most labels that will be drawn.
+        seeds: Of the draws.
+
+    Raises:
+        InputError: If a class has too few images that can be read.
+    """
+    broken: dict[str, str] = {}
+    seen: set[str] = set()
+    while per_class > 0 and question.train is not None:
+        if question.fewest < per_class:
+            raise InputError(
+                f"{len(broken)} of the images to draw labels from cannot be read, and of those that can a class has "
+                f"{question.fewest}: ask for fewer labels, or mend them. {next(iter(broken.values()), '')}"
+            )
+        train, before = question.train, len(broken)
+        drawn = {train.ids[place] for seed in seeds for place in question.draw(per_class, seed).tolist()}
+        for id in sorted(drawn - seen):
+            try:
+                train.read(id)
+            except ImageError as error:
+                broken[id] = str(error)
+        seen |= drawn
+        if len(broken) == before:
+            break
+        kept = [place for place, id in enumerate(train.ids) if id not in broken]
+        question = replace(question, train=train.select(kept))
+    if broken:
+        log.warning("Images that cannot be read, and give no label: %d. %s", len(broken), "; ".join(broken.values()))
+    return question
+
+
 def _training_part(task: Task, root: Path | None) -> tuple[Source | None, str]:
     if task.split == "train":
         return None, f"{task.name} tests on its train split, and what is tested on may not be learnt from."
@@ -162,6 +202,11 @@ def _divided(
 ) -> tuple[Source, Source | None, int]:
     """A folder's images for testing and for learning: no picture is in both, under whatever name."""
     labels = whole.labels or ()
+    if max(Counter(labels).values()) < 2:
+        raise InputError(
+            f"No class of {task.name} has two images, so that one could be tested on and another give a label. Add "
+            "images, or ask for --labels 0: then all are tested on."
+        )
     kept, held = hold_out(labels, share=share, seed=seed)
     clean, change = split_change(task.source)
     learnt = whole if change is None else open_source(clean, root=root, split=task.split)

@@ -10,7 +10,7 @@ from diffsight.evaluation.comparing.rows import Row, labels_of
 from diffsight.evaluation.metrics.accuracy import wilson
 
 
-def recommend(rows: Sequence[Row], labels: Sequence[int]) -> list[dict[str, Any]]:
+def recommend(rows: Sequence[Row], labels: Sequence[int], *, classes: int) -> list[dict[str, Any]]:
     """For each number of labels the cheapest method that is as good as the best.
 
     A method counts as good as the best if its accuracy is within the 95 % interval of the best one, or within its
@@ -19,6 +19,7 @@ def recommend(rows: Sequence[Row], labels: Sequence[int]) -> list[dict[str, Any]
     Args:
         rows: Of a comparison with known accuracy.
         labels: Of each class.
+        classes: How many there are. A result that is not told from guessing is called so.
 
     Returns:
         For each number of labels with a result ``labels``, ``row`` (its key), ``method`` and ``reason``.
@@ -32,9 +33,10 @@ def recommend(rows: Sequence[Row], labels: Sequence[int]) -> list[dict[str, Any]
         floor = min(best.low or 0.0, (best.value or 0.0) - (best.sd or 0.0))
         fine = [row for row in known if (row.value or 0.0) >= floor]
         chosen = min(fine, key=lambda row: (_cost(row), row.labels, -(row.value or 0.0)))
-        found.append(
-            {"labels": number, "row": chosen.key, "method": chosen.title, "reason": _reason(chosen, best, number)}
-        )
+        reason = _reason(chosen, best, number)
+        if (chosen.low or 0.0) <= 1 / classes:
+            reason += f" It is not told from guessing, which gives {_share(1 / classes)}."
+        found.append({"labels": number, "row": chosen.key, "method": chosen.title, "reason": reason})
     return found
 
 

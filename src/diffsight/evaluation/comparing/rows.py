@@ -143,7 +143,7 @@ def entries(settings: CompareSettings, labels: Sequence[int]) -> list[Entry]:
         kind = baseline_kind(name)
         if kind is None:
             raise InputError(
-                f"{name!r} is no baseline: give a CLIP, SigLIP or DINOv2 (a card, hf:ORG/REPO that can be reached, or "
+                f"{name!r} is no baseline, or cannot be reached: give a CLIP, SigLIP or DINOv2 (a card, hf:ORG/REPO or "
                 "a folder with config.json), or timm:NAME or timm:FOLDER."
             )
         kinds[name] = kind
@@ -170,6 +170,13 @@ def entries(settings: CompareSettings, labels: Sequence[int]) -> list[Entry]:
             f"{len(kinds)} baselines. See 'diffsight compare --help'."
         )
     return found
+
+
+def without_row(settings: CompareSettings, found: Sequence[Entry]) -> list[str]:
+    """Methods and baselines that were named and have no row, such as a baseline that no chosen method asks."""
+    methods, baselines = {entry.method.name for entry in found}, {entry.baseline for entry in found}
+    idle = [name for name in settings.methods or () if name not in methods]
+    return idle + [name for name in settings.baselines if name not in baselines]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from diffsight.backbones.cards import honesty
 from diffsight.errors import DiffsightError, RunError
 from diffsight.evaluation.comparing.few_label import by_head, by_network
 from diffsight.evaluation.comparing.measuring import peak_memory, weights_of
-from diffsight.evaluation.comparing.question import Question
+from diffsight.evaluation.comparing.question import Question, readable
 from diffsight.evaluation.comparing.recommending import agreement, recommend, recommend_unlabelled
-from diffsight.evaluation.comparing.rows import CompareSettings, Entry, Row, accuracy_of, entries
+from diffsight.evaluation.comparing.rows import CompareSettings, Entry, Row, accuracy_of, entries, without_row
 from diffsight.evaluation.comparing.work import Found, Report, Work
 from diffsight.evaluation.comparing.zero_label import by_baseline, by_diffusion, by_gaussians, by_synthetic
 from diffsight.store.disk import SCHEMA, lock, make, put, read_json, to_json, writing
@@ -83,6 +83,12 @@ def compare(
     """
     settings, out = settings or CompareSettings(), Path(out)
     wanted = entries(settings, labels)
+    if idle := without_row(settings, wanted):
+        log.warning(
+            "Without a row: %s. No method asks them with these --methods, --baseline and --labels.", ", ".join(idle)
+        )
+    if any(entry.labels for entry in wanted):
+        question = readable(question, max(labels), range(settings.seed, settings.seed + settings.seeds))
     work = Work(
         question=question,
         labels=tuple(labels),
@@ -199,7 +205,11 @@ def _result(work: Work, rows: Sequence[Row]) -> dict[str, Any]:
     question = work.question
     answers = {row.key: _answers(work.out / row.runs[0]) for row in rows if row.failure is None and row.runs}
     agreed = agreement(answers)
-    advice = recommend(rows, work.labels) if question.labelled else recommend_unlabelled(rows, agreed)
+    advice = (
+        recommend(rows, work.labels, classes=len(question.classes))
+        if question.labelled
+        else recommend_unlabelled(rows, agreed)
+    )
     names = [*([work.backbone.name] if work.backbone is not None else []), *work.settings.baselines]
     notes = [note for name in names if (note := honesty(name)) is not None]
     if question.twice:

@@ -11,6 +11,7 @@ from diffsight.errors import InputError
 from diffsight.evaluation.metrics.accuracy import Estimate
 
 _CHUNK = 64
+_EQUAL = 1e-9  # Error rates that differ by less are the same: a mean of fractions is rounded.
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -125,7 +126,7 @@ def relative_corruption_errors(model: ErrorRates, reference: ErrorRates) -> dict
     above = model.errors.mean(axis=1) - model.clean
     below = reference.errors.mean(axis=1)[order] - reference.clean
     pairs = zip(model.types, above.tolist(), below.tolist(), strict=True)
-    return {name: mine / theirs for name, mine, theirs in pairs if theirs > 0}
+    return {name: mine / theirs for name, mine, theirs in pairs if theirs > _EQUAL}
 
 
 def summarize_corruptions(
@@ -167,7 +168,7 @@ def summarize_corruptions(
         shown["corruption_errors"] = {name: found[f"ce {name}"] for name in results.types}
         shown["mce"] = found["mce"]
         shown["relative_mce"] = found.get("relative mce")
-        if shown["relative_mce"] is not None:
+        if _known(reference).clean is not None:
             kept = relative_corruption_errors(_rates(results), _known(reference))
             shown["undefined"] = tuple(name for name in results.types if name not in kept)
     return CorruptionMetrics(
@@ -201,9 +202,8 @@ def _numbers(
         errors = 1 - cells.mean(axis=2)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.where(their > 0, errors / their, np.nan)
-            relative = np.where(
-                their > base[:, None], (errors - (1 - clean[:, None])) / (their - base[:, None]), np.nan
-            )
+            lost = their - base[:, None]
+            relative = np.where(lost > _EQUAL, (errors - (1 - clean[:, None])) / lost, np.nan)
         columns += [*ratios.T, _mean(ratios), _mean(relative)]
         names += [*(f"ce {name}" for name in results.types), "mce", "relative mce"]
     return np.stack(columns, axis=1), names
