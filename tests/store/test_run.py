@@ -272,9 +272,12 @@ def test_worker_of_a_killed_run_does_not_keep_it_locked(tmp_path):
 import os, signal, sys, time
 from diffsight.store.run import Manifest, Run
 run = Run.open(sys.argv[1], Manifest({"seed": 0}))
+here, there = os.pipe()
 worker = os.fork()
 if not worker:
+    os.write(there, b"forked")
     time.sleep(60)
+os.read(here, 6)  # the worker has started, and let go of the lock
 print(worker, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
