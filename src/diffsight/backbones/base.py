@@ -1,7 +1,7 @@
 """What every diffusion model looks like to the rest of the library."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -69,6 +69,22 @@ class Condition:
             tensors={key: torch.cat([value, self.null[key]]) for key, value in self.tensors.items()},
             null=self.null,
         )
+
+
+def encode_prompts(
+    names: Sequence[str], encode: Callable[[Sequence[str]], Mapping[str, Tensor]], *, together: int
+) -> Condition:
+    """The condition of prompts, with the empty prompt as its null member.
+
+    Args:
+        names: The prompts.
+        encode: Gives the tensors of some prompts, one row each.
+        together: How many go through the text encoders at once.
+    """
+    null = encode([""])
+    groups = [encode(names[start : start + together]) for start in range(0, len(names), together)]
+    tensors = {key: torch.cat([null[key][:0], *(group[key] for group in groups)]) for key in null}
+    return Condition(names=tuple(names), tensors=tensors, null=null)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

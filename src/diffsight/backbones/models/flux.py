@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase, T5EncoderModel, T5TokenizerFast
 
-from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.base import Condition, Layer, encode_prompts
 from diffsight.backbones.folders import own_settings
 from diffsight.backbones.layers import transformer_layers
 from diffsight.backbones.models.distilled import check_distillation
@@ -103,10 +103,7 @@ class Flux:
         """
         self._check(names)
         with visiting(self.t5[1], self.device):  # Of the two the one that is large.
-            null = self._encode_text([""])
-            groups = [self._encode_text(names[i : i + _GROUP]) for i in range(0, len(names), _GROUP)]
-        tensors = {key: torch.cat([null[key][:0], *(group[key] for group in groups)]) for key in null}
-        return Condition(names=tuple(names), tensors=tensors, null=null)
+            return encode_prompts(names, self._encode_text, together=_GROUP)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Split texts as T5 does.

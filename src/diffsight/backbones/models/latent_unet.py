@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
-from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.base import Condition, Layer, encode_prompts
 from diffsight.backbones.layers import unet_layers
 from diffsight.backbones.models.distilled import check_distillation
 from diffsight.backbones.models.vae import LatentSpace
@@ -91,13 +91,8 @@ class LatentUNet:
         """
         if names:
             check_length(self.tokenizer, names, self.name)
-        null = self._encode_text([""])
-        states = [self._encode_text(names[i : i + 64]) for i in range(0, len(names), 64)]
-        return Condition(
-            names=tuple(names),
-            tensors={"encoder_hidden_states": torch.cat([null[:0], *states])},
-            null={"encoder_hidden_states": null},
-        )
+        with visiting(self.text_encoder, self.device):
+            return encode_prompts(names, self._encode_text, together=64)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Split texts as the text encoder does.
@@ -134,7 +129,7 @@ class LatentUNet:
         }
 
     @torch.no_grad()
-    def _encode_text(self, prompts: Sequence[str]) -> Tensor:
+    def _encode_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         tokens = self.tokenizer(
             spelled(self.tokenizer, prompts),
             padding="max_length",
@@ -143,12 +138,11 @@ class LatentUNet:
         )
         # Stable Diffusion 2's text encoder says itself whether it wants the mask; 1.x was trained without it.
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        with visiting(self.text_encoder, self.device):
-            states = self.text_encoder(
-                input_ids=tokens.input_ids.to(self.text_encoder.device),
-                attention_mask=mask if mask is None else mask.to(self.text_encoder.device),
-            ).last_hidden_state
-        return states.to(self.device, self.dtype)
+        states = self.text_encoder(
+            input_ids=tokens.input_ids.to(self.text_encoder.device),
+            attention_mask=mask if mask is None else mask.to(self.text_encoder.device),
+        ).last_hidden_state
+        return {"encoder_hidden_states": states.to(self.device, self.dtype)}
 
     def _objections(self) -> Iterator[str]:
         """What a pass would complain about late, and in words that nobody understands."""

@@ -16,7 +16,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.base import Condition, Layer, encode_prompts
 from diffsight.backbones.layers import transformer_layers
 from diffsight.backbones.models.distilled import check_distillation
 from diffsight.backbones.models.vae import LatentSpace
@@ -97,11 +97,7 @@ class MMDiT:
         """
         self._check(names)
         with visiting(self.t5 and self.t5[1], self.device):  # Of the three the one that is large.
-            encoded = [self._encode_text([""])]
-            encoded += [self._encode_text(names[i : i + _GROUP]) for i in range(0, len(names), _GROUP)]
-        null = encoded[0]
-        tensors = {key: torch.cat([null[key][:0], *(part[key] for part in encoded[1:])]) for key in null}
-        return Condition(names=tuple(names), tensors=tensors, null=null)
+            return encode_prompts(names, self._encode_text, together=_GROUP)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Split texts as the first CLIP does; T5 splits them into other tokens, which are no content here.

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerBase
 
-from diffsight.backbones.base import Condition, Layer
+from diffsight.backbones.base import Condition, Layer, encode_prompts
 from diffsight.backbones.layers import unet_layers
 from diffsight.backbones.models.distilled import check_distillation
 from diffsight.backbones.models.edm import Preconditioning, preconditioning
@@ -112,16 +112,14 @@ class SDXL:
             PromptError: If a prompt has more tokens than an encoder reads: its end would be ignored silently.
         """
         self._check_length(names)
-        null = self._encode_text([""])
-        parts = [self._encode_text(names[i : i + _TOGETHER]) for i in range(0, len(names), _TOGETHER)]
-        tensors = {key: torch.cat([null[key][:0], *(part[key] for part in parts)]) for key in null}
-        if self.zero_null:
-            null = {key: torch.zeros_like(value) for key, value in null.items()}
+        with visiting(self.text_encoder, self.device), visiting(self.text_encoder_2, self.device):
+            read = encode_prompts(names, self._encode_text, together=_TOGETHER)
+        null = {key: torch.zeros_like(value) for key, value in read.null.items()} if self.zero_null else read.null
         side = float(self.transform.output_size)
         sizes = torch.tensor([[side, side, 0, 0, side, side]], device=self.device)
         return Condition(
-            names=tuple(names),
-            tensors={**tensors, "time_ids": sizes.repeat(len(names), 1)},
+            names=read.names,
+            tensors={**read.tensors, "time_ids": sizes.repeat(len(names), 1)},
             null={**null, "time_ids": sizes},
         )
 
@@ -181,8 +179,7 @@ class SDXL:
         for _, tokenizer, encoder in self._readers():
             length, texts = tokenizer.model_max_length, spelled(tokenizer, prompts)
             ids = tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").input_ids
-            with visiting(encoder, self.device):
-                outputs.append(encoder(input_ids=ids.to(encoder.device), output_hidden_states=True))
+            outputs.append(encoder(input_ids=ids.to(encoder.device), output_hidden_states=True))
         states = [output.hidden_states[-2].to(self.device, self.dtype) for output in outputs]
         pooled = outputs[-1].text_embeds.to(self.device, self.dtype)
         return {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": pooled}
